@@ -1,0 +1,70 @@
+"""Prompt and output pairs as batches whose outputs begin in one column: logits are taken only where there is loss.
+
+Shapes: B rows, T positions (prompts left-padded, outputs right-padded), C output positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, output ids
+
+
+def within_budget(items: Iterable[T], length: Callable[[T], int], budget: int) -> list[list[T]]:
+    """Items of like length together, shortest first, at most ``budget`` padded tokens a group (at least one item)."""
+    groups: list[list[T]] = []
+    for item in sorted(items, key=length):
+        if groups and (len(groups[-1]) + 1) * length(item) <= budget:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``ids_BT``, ``mask_BT`` (1: a real token), ``position_BT``; of the outputs ``labels_BC``, ``loss_mask_BC``."""
+
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    position_BT: torch.Tensor
+    labels_BC: torch.Tensor
+    loss_mask_BC: torch.Tensor
+
+
+def collate(pairs: Sequence[Pair], where: torch.device) -> Batch:
+    """Pad: prompts on the left, outputs on the right."""
+    left = max(len(prompt) for prompt, _ in pairs)
+    right = max(len(output) for _, output in pairs)
+    ids, mask, labels, loss = [], [], [], []
+    for prompt, output in pairs:
+        before, after = left - len(prompt), right - len(output)
+        ids.append([0] * before + list(prompt) + list(output) + [0] * after)
+        mask.append([0] * before + [1] * (len(prompt) + len(output)) + [0] * after)
+        labels.append(list(output) + [0] * after)
+        loss.append([1] * len(output) + [0] * after)
+    mask_BT = torch.tensor(mask)
+    position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+    tensors = torch.tensor(ids), mask_BT, position_BT, torch.tensor(labels), torch.tensor(loss, dtype=torch.bool)
+    return Batch(*(tensor.to(where) for tensor in tensors))
+
+
+def output_logprobs(model: Any, batch: Batch) -> torch.Tensor:
+    """``[B, C]`` float32: log-probability in nats of each output token; 0 at padding."""
+    columns = batch.labels_BC.shape[1]
+    logits_BCV = model(
+        input_ids=batch.ids_BT,
+        attention_mask=batch.mask_BT,
+        position_ids=batch.position_BT,
+        use_cache=False,
+        logits_to_keep=columns + 1,
+    ).logits[:, -columns - 1 : -1]
+    flat = torch.nn.functional.cross_entropy(
+        logits_BCV.flatten(0, 1).float(), batch.labels_BC.flatten(), reduction="none"
+    )
+    return -flat.view_as(batch.labels_BC) * batch.loss_mask_BC

@@ -1,0 +1,155 @@
+"""Checkpoints in and out of memory: where they lie, on which device, in which precision; one at a time.
+
+A checkpoint is a transformers folder or hub id, a PEFT adapter folder (its base is loaded below it), or ``asset:NAME``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+# Huge pages for large CPU tensors (PyTorch reads this at its first allocation): most of what a first optimiser step and
+# a growing batch cost on CPU is page faults. Measured in docs/log.md; set it to 0 to have it off.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from . import assets
+from .errors import UserError
+from .types import Policy
+
+T = TypeVar("T")
+Tokenizer = Any  # PreTrainedTokenizerBase, whose own annotations do not tell ids from text
+
+
+def device() -> torch.device:
+    """CUDA, else MPS, else CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def compute_dtype(where: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32. ``RAFTUNE_DTYPE`` (float32, bfloat16) overrules."""
+    if wanted := os.environ.get("RAFTUNE_DTYPE"):
+        if wanted not in {"float32", "bfloat16"}:
+            raise UserError(f"RAFTUNE_DTYPE: {wanted!r} is neither float32 nor bfloat16")
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if where.type == "cpu":
+        has = torch.cpu.get_capabilities()
+        return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+    if where.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no chatter from transformers: ours show what is going on."""
+    shown, level = transformers.utils.logging.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def locate(policy: Policy) -> str:
+    """A folder or hub id that ``from_pretrained`` takes. UserError if it is a folder without a model."""
+    name = str(policy)
+    if name.startswith(assets.SCHEME):
+        return str(assets.fetch(name.removeprefix(assets.SCHEME)))
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise UserError(f"model: {name} is not a folder; give a model folder, a hub id or asset:NAME")
+        return name
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not ((folder / "config.json").exists() or (folder / "adapter_config.json").exists()):
+        raise UserError(f"model: {name} has no config.json; is it a model folder?")
+    if not weights:
+        raise UserError(f"model: {name} has a config but no weights (*.safetensors)")
+    return name
+
+
+def adapter_base(folder: str) -> str | None:
+    """The base that a PEFT adapter folder was made for; None if it is no adapter."""
+    config = Path(folder) / "adapter_config.json"
+    if not config.exists():
+        return None
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def load_tokenizer(policy: Policy) -> Tokenizer:
+    """The policy's tokenizer; an adapter folder without one uses its base's."""
+    folder = locate(policy)
+    base = adapter_base(folder)
+    if base is not None and not (Path(folder) / "tokenizer_config.json").exists():
+        return load_tokenizer(base)
+    return _loading(folder, lambda: AutoTokenizer.from_pretrained(folder))
+
+
+def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    """The policy on the device, in eval mode; an adapter is merged into its base."""
+    folder = locate(policy)
+    base = adapter_base(folder)
+    if base is None:
+        model = _loading(folder, lambda: model_class.from_pretrained(folder, dtype=dtype))
+    else:
+        from peft import PeftModel
+
+        below = load_model(base, dtype, model_class)
+        model = _loading(folder, lambda: PeftModel.from_pretrained(below, folder).merge_and_unload())
+    return model.to(device()).eval()
+
+
+def _loading(folder: str, load: Callable[[], T]) -> T:
+    try:
+        with quiet():
+            return load()
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model: {folder} does not load: {line}") from error
+
+
+class Resident:
+    """The one model in memory. Whoever asks for another gets it loaded and the one before freed."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._value: Any = None
+
+    def get(self, policy: Policy, kind: str, load: Callable[[], T]) -> T:
+        """What ``load`` made for this checkpoint and kind; made anew if the files of the checkpoint changed."""
+        key = (kind, _state(policy))
+        if self._key != key:
+            self.free()
+            self._value = load()
+            self._key = key
+        return self._value
+
+    def free(self) -> None:
+        """Let the model go."""
+        self._key = self._value = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _state(policy: Policy) -> tuple[object, ...]:
+    folder = Path(str(policy))
+    if not folder.is_dir():
+        return (str(policy),)
+    stats = [(entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in sorted(folder.iterdir())]
+    return (str(folder.resolve()), *stats)
+
+
+resident = Resident()

@@ -1,0 +1,163 @@
+"""Prompts in: JSONL, parquet or a Hub dataset; a held-out split that never trains; a seeded draw per round. No torch.
+
+What happens to rows that cannot be used is a stated rule and is counted (``Prompts.counts``), never a silent cut:
+the first row of an id stays and later ones are dropped (``duplicate``), empty prompts are dropped (``empty``), prompts
+longer than the limit are dropped whole (``too_long``), and a training prompt whose content is also held out is dropped
+(``also_heldout``).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .types import Prompt, digest, seed_of
+
+Row = tuple[str, dict[str, Any]]  # where it stands ("file.jsonl line 7"), and its columns
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What trains, what never does, and how many rows fell to which rule."""
+
+    train: tuple[Prompt, ...]
+    heldout: tuple[Prompt, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_rows(path: str, split: str = "train", name: str | None = None) -> list[Row]:
+    """Rows of a ``.jsonl`` / ``.json`` (lines) or ``.parquet`` file, or of a Hub dataset."""
+    file = Path(path)
+    if file.suffix in {".jsonl", ".json", ".parquet"} or file.exists():
+        if not file.is_file():
+            raise UserError(f"{path}: no such file")
+        return list(_parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file))
+    import datasets
+
+    try:
+        table = datasets.load_dataset(path, name, split=split)
+    except Exception as error:  # the Hub has many ways to say no
+        raise UserError(f"prompts: {path!r} is neither a file nor a dataset that loads: {_line(error)}") from error
+    return [(f"{path}[{split}] row {i}", dict(row)) for i, row in enumerate(table)]
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _jsonl_rows(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{file} line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{where}: not JSON ({error}); one object per line is needed") from None
+            if not isinstance(row, dict):
+                raise UserError(f'{where}: a JSON object is needed, like {{"prompt": "…"}}')
+            yield where, row
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file}: not a parquet file ({_line(error)})") from None
+    for number, row in enumerate(rows):
+        yield f"{file} row {number}", row
+
+
+def parse(rows: Iterable[Row], column: str = "prompt") -> list[Prompt]:
+    """Rows → prompts. The id is the column ``id``, or a hash of the row; other columns travel along."""
+    prompts = []
+    for where, row in rows:
+        if column not in row:
+            raise UserError(f"{where}: no column {column!r}; it has {', '.join(sorted(row)) or 'none'}")
+        content = _content(where, row[column])
+        columns = {key: value for key, value in row.items() if key not in {column, "id"}}
+        key = row.get("id")
+        stable = digest("prompt", json.dumps(row, sort_keys=True, default=str)).hex()
+        prompts.append(Prompt(stable if key is None else str(key), content, columns))
+    return prompts
+
+
+def _content(where: str, value: object) -> str | tuple[dict[str, str], ...]:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value):
+        return tuple({"role": str(turn["role"]), "content": str(turn["content"])} for turn in value)
+    raise UserError(f"{where}: a prompt is a text or a list of {{role, content}} messages, not {type(value).__name__}")
+
+
+def is_empty(prompt: Prompt) -> bool:
+    """No text, or a chat without any."""
+    if isinstance(prompt.content, str):
+        return not prompt.content.strip()
+    return not any(turn["content"].strip() for turn in prompt.content)
+
+
+def tidy(
+    prompts: Iterable[Prompt], length: Callable[[Prompt], int] | None = None, limit: int | None = None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """Apply the rules above; return what stays and how many fell to each."""
+    kept: dict[str, Prompt] = {}
+    counts = {"rows": 0, "duplicate": 0, "empty": 0, "too_long": 0}
+    for prompt in prompts:
+        counts["rows"] += 1
+        if is_empty(prompt):
+            counts["empty"] += 1
+        elif prompt.id in kept:
+            counts["duplicate"] += 1
+        elif length is not None and limit is not None and length(prompt) > limit:
+            counts["too_long"] += 1
+        else:
+            kept[prompt.id] = prompt
+    return list(kept.values()), counts
+
+
+def split(prompts: Sequence[Prompt], heldout: int | float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, held-out): ``heldout`` prompts, or that fraction. Who is held out depends on seed and id, not order."""
+    count = round(len(prompts) * heldout) if isinstance(heldout, float) else heldout
+    if count >= len(prompts):
+        raise UserError(f"prompts.heldout: {count} of {len(prompts)} usable prompts would leave none to train on")
+    by_address = sorted(prompts, key=lambda prompt: (seed_of(seed, "heldout", prompt.id), prompt.id))
+    held = {prompt.id for prompt in by_address[:count]}
+    return [p for p in prompts if p.id not in held], [p for p in prompts if p.id in held]
+
+
+def without(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> list[Prompt]:
+    """The training prompts that are not also held out, by id or by content."""
+    ids = {prompt.id for prompt in heldout}
+    contents = {json.dumps(prompt.content) for prompt in heldout}
+    return [p for p in train if p.id not in ids and json.dumps(p.content) not in contents]
+
+
+def draw(prompts: Sequence[Prompt], number: int, count: int, seed: int) -> list[Prompt]:
+    """The ``count`` prompts of round ``number`` (from 1): without replacement until all were used, then reshuffled.
+
+    Within a round no prompt comes twice: one that would is put off in the new order.
+    """
+    if count > len(prompts):
+        raise UserError(f"sample.prompts_per_round: {count} is more than the {len(prompts)} training prompts")
+    order: list[Prompt] = []
+    drawn: list[Prompt] = []
+    passes = 0
+    for _ in range(number):
+        if len(order) < count:
+            rest = {prompt.id for prompt in order}
+            fresh = list(prompts)
+            random.Random(seed_of(seed, "draw", passes)).shuffle(fresh)
+            order += [p for p in fresh if p.id not in rest] + [p for p in fresh if p.id in rest]
+            passes += 1
+        drawn, order = order[:count], order[count:]
+    return drawn

@@ -1,0 +1,69 @@
+"""The seams: a modality is a Sampler, a Learner, a Codec and its Rewards. Nothing else knows which modality it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from .types import Candidate, Policy, Prompt, Scored
+
+
+class Sampler(Protocol):
+    """Prompt → Candidate."""
+
+    def sample(self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...]) -> list[Candidate]:
+        """``k`` candidates of each prompt, in the order of ``prompts``, ``index`` 0..k-1.
+
+        Every draw is addressed by (``*seed``, prompt id, index), so it depends on neither batch nor worker.
+        """
+        ...
+
+
+class Reward(Protocol):
+    """Candidate → float. None means not scored; an exception stops the round."""
+
+    @property
+    def name(self) -> str:
+        """Names this part of the reward: the column ``reward/<name>``."""
+        ...
+
+    def __call__(self, candidates: Sequence[Candidate]) -> Sequence[float | None]:
+        """One number, or None, for each candidate."""
+        ...
+
+
+class Select(Protocol):
+    """The rule that picks what to learn from."""
+
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...]) -> list[Scored]:
+        """What was chosen, in sampling order."""
+        ...
+
+
+class Learner(Protocol):
+    """Chosen → Checkpoint."""
+
+    def tune(self, policy: Policy, chosen: Sequence[Scored], out: Path, seed: tuple[object, ...]) -> Policy:
+        """Fine-tune ``policy`` on ``chosen`` and write the next checkpoint to ``out``, whole or not at all.
+
+        Intermediate state may lie beside ``out``; figures go to ``out / "raftune.json"``.
+        """
+        ...
+
+
+class Codec(Protocol):
+    """How an output lies on disk."""
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """Column name → pyarrow type; the column ``output`` is what a person reads."""
+        ...
+
+    def encode(self, output: Any) -> dict[str, Any]:
+        """The output's columns."""
+        ...
+
+    def decode(self, row: Mapping[str, Any]) -> Any:
+        """The output again."""
+        ...

@@ -1,0 +1,173 @@
+"""Ranking and selection: pure functions of scored candidates. No torch.
+
+Rules for the tails, each held by a test:
+
+- Equal rewards keep sampling order: the lower index wins.
+- A candidate that was not scored is never chosen; a prompt with no scored candidate gives nothing.
+- A prompt whose candidates all tie gives its first, as the paper's argmax does; ``skip_tied`` leaves it out.
+- A fraction keeps at least one candidate.
+- Nothing chosen at all is an error, before any tuning starts.
+
+Every rule but ``above`` depends on the order of the rewards only, so no positive rescaling changes the choice.
+"""
+
+from __future__ import annotations
+
+import math
+import random as stdlib_random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import UserError
+from .protocols import Select
+from .types import Ranking, Scored, seed_of
+
+RULES = "best, best:N, top:FRACTION, above:REWARD, random, random:N, random:FRACTION"
+
+
+class NothingChosen(UserError):
+    """No candidate of a round passed the rule."""
+
+
+def group(scored: Sequence[Scored]) -> list[list[Scored]]:
+    """The candidates of each prompt, prompts in order of first appearance."""
+    groups: dict[str, list[Scored]] = {}
+    for one in scored:
+        groups.setdefault(one.candidate.prompt.id, []).append(one)
+    return list(groups.values())
+
+
+def best_first(scored: Sequence[Scored]) -> list[Scored]:
+    """Those with a reward, highest first; equal rewards keep their order."""
+    with_reward = [one for one in scored if one.reward is not None]
+    return sorted(with_reward, key=lambda one: -_reward(one))
+
+
+def rank(scored: Sequence[Scored]) -> list[Ranking]:
+    """One ranking per prompt (paper, algorithm 1: the K candidates of a prompt are ranked among themselves)."""
+    return [
+        Ranking(members[0].candidate.prompt, tuple(best_first(members)), tuple(m for m in members if m.reward is None))
+        for members in group(scored)
+    ]
+
+
+def _reward(one: Scored) -> float:
+    if one.reward is None:
+        raise ValueError("not scored")
+    return one.reward
+
+
+@dataclass(frozen=True)
+class Best:
+    """Local ranking: the ``n`` best of each prompt's K (the paper; n = 1)."""
+
+    n: int = 1
+    skip_tied: bool = False
+
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+        return [
+            one
+            for ranking in rank(scored)
+            if not (self.skip_tied and ranking.all_tied)
+            for one in sorted(ranking.scored[: self.n], key=lambda one: one.candidate.index)
+        ]
+
+
+@dataclass(frozen=True)
+class Top:
+    """Global ranking: the best ``fraction`` of all scored candidates (the paper's first version, its 1/k)."""
+
+    fraction: float
+
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+        ranked = best_first(scored)
+        kept = {id(one) for one in ranked[: _share(len(ranked), self.fraction)]}
+        return [one for one in scored if id(one) in kept]
+
+
+@dataclass(frozen=True)
+class Above:
+    """Every candidate whose reward is at least ``floor``."""
+
+    floor: float
+
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+        return [one for one in scored if one.reward is not None and one.reward >= self.floor]
+
+
+@dataclass(frozen=True)
+class Random:
+    """The matched control: as many as ``Best(n)`` (or ``Top(fraction)``) would choose, without ranking."""
+
+    n: int | None = 1
+    fraction: float | None = None
+
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+        eligible = [one for one in scored if one.reward is not None]
+        if self.fraction is not None:
+            kept = _sample(eligible, _share(len(eligible), self.fraction), seed)
+        else:
+            kept = [
+                one
+                for members in group(eligible)
+                for one in _sample(members, self.n or 1, (*seed, members[0].candidate.prompt.id))
+            ]
+        chosen = {id(one) for one in kept}
+        return [one for one in scored if id(one) in chosen]
+
+
+def _share(count: int, fraction: float) -> int:
+    return min(count, max(1, math.floor(count * fraction + 1e-9)))
+
+
+def _sample(pool: list[Scored], count: int, seed: tuple[object, ...]) -> list[Scored]:
+    return stdlib_random.Random(seed_of("select", *seed)).sample(pool, min(count, len(pool)))
+
+
+Rule = Best | Top | Above | Random
+
+
+def parse_rule(text: str, skip_tied: bool = False) -> Rule:
+    """``best``, ``best:2``, ``top:0.1``, ``above:0.5``, ``random``, ``random:2``, ``random:0.1`` → the rule."""
+    name, _, value = text.partition(":")
+    try:
+        match name:
+            case "best":
+                return Best(_count(value), skip_tied)
+            case "top":
+                return Top(_fraction(value))
+            case "above" if math.isfinite(float(value)):
+                return Above(float(value))
+            case "random" if "." in value:
+                return Random(None, _fraction(value))
+            case "random":
+                return Random(_count(value))
+    except ValueError:
+        pass
+    raise UserError(f"select.rule: {text!r} is not a rule; use one of {RULES} (N ≥ 1, 0 < FRACTION ≤ 1)")
+
+
+def _count(value: str) -> int:
+    count = int(value or "1")
+    if count < 1:
+        raise ValueError(value)
+    return count
+
+
+def _fraction(value: str) -> float:
+    fraction = float(value)
+    if not 0 < fraction <= 1:
+        raise ValueError(value)
+    return fraction
+
+
+def choose(rule: Select, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+    """Apply a rule; nothing chosen is an error, so that no learner is started on nothing."""
+    chosen = list(rule(scored, seed))
+    if not chosen:
+        missing = sum(one.reward is None for one in scored)
+        raise NothingChosen(
+            f"select: {rule} chose none of {len(scored)} candidates ({missing} without a reward); "
+            "loosen the rule or look at the reward"
+        )
+    return chosen

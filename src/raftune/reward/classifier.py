@@ -1,0 +1,86 @@
+"""A sequence-classification model as the reward: a hub id or folder, with its own chat template."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from .. import progress
+from ..batches import within_budget
+from ..errors import UserError
+from ..models import Tokenizer, compute_dtype, device, load_model, load_tokenizer, resident
+from ..types import Candidate
+
+log = logging.getLogger("raftune")
+
+
+@dataclass(frozen=True)
+class ClassifierReward:
+    """One output (a Bradley-Terry reward model): its logit. Several classes: the log-probability of ``label``.
+
+    A chat goes through the model's own chat template with the answer as the last turn; a text is prompt and answer
+    joined. An input longer than the model takes is not scored, and the log says how many were not.
+    ``batch_tokens`` bounds the padded tokens of a batch; batches are formed by length.
+    """
+
+    policy: str
+    name: str = "classifier"
+    label: str | None = None
+    batch_tokens: int = 16384
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[float | None]:
+        model, tokenizer = resident.get(self.policy, "classify", lambda: _load(self.policy))
+        column = self._column(model)
+        limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        inputs = [_encode(tokenizer, candidate) for candidate in candidates]
+        fitting = [row for row, ids in enumerate(inputs) if len(ids) <= limit]
+        if len(fitting) < len(inputs):
+            log.warning("reward %r: %d inputs over %d tokens not scored", self.name, len(inputs) - len(fitting), limit)
+        values: list[float | None] = [None] * len(inputs)
+        with progress.bar("score", len(fitting)) as advance:
+            for rows in within_budget(fitting, lambda row: len(inputs[row]), self.batch_tokens):
+                for row, value in zip(rows, _forward(model, tokenizer, [inputs[r] for r in rows], column), strict=True):
+                    values[row] = value
+                advance(len(rows))
+        return values
+
+    def _column(self, model: PreTrainedModel) -> int | None:
+        if model.config.num_labels == 1:
+            return None
+        labels: dict[str, int] = {str(k): int(v) for k, v in (model.config.label2id or {}).items()}
+        if self.label is None or self.label not in labels:
+            raise UserError(
+                f"reward {self.name!r}: the model has {len(labels)} classes; set `label` to one of {', '.join(labels)}"
+            )
+        return labels[self.label]
+
+
+def _load(policy: str) -> tuple[PreTrainedModel, Tokenizer]:
+    model = load_model(policy, compute_dtype(device()), AutoModelForSequenceClassification)
+    tokenizer = load_tokenizer(policy)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Decoder-only classifiers read the last token that is not padding, and find it by this id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "right"
+    return model, tokenizer
+
+
+def _encode(tokenizer: Tokenizer, candidate: Candidate) -> list[int]:
+    content, text = candidate.prompt.content, candidate.output.text
+    if isinstance(content, str):
+        return list(tokenizer(content + text)["input_ids"])
+    messages = [*(dict(turn) for turn in content), {"role": "assistant", "content": text}]
+    return list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+
+
+@torch.inference_mode()
+def _forward(model: PreTrainedModel, tokenizer: Tokenizer, inputs: list[list[int]], column: int | None) -> list[float]:
+    batch = tokenizer.pad({"input_ids": inputs}, return_tensors="pt").to(model.device)
+    logits_BC = model(**batch).logits.float()
+    scores_B = logits_BC[:, 0] if column is None else logits_BC.log_softmax(-1)[:, column]
+    return scores_B.tolist()

@@ -1,0 +1,119 @@
+"""What a person sees in the terminal: bars, the table of rounds, answers before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import progress
+from .types import Scored
+
+COLUMNS = {  # metric → (heading, format)
+    "round": ("round", "{:d}"),
+    "sample/reward_mean": ("sampled", "{:.3f}"),
+    "chosen/reward_mean": ("chosen", "{:.3f}"),
+    "heldout/reward_mean": ("held-out", "{:.3f}"),
+    "heldout/perplexity": ("perplexity", "{:.1f}"),
+    "heldout/kl": ("KL", "{:.2f}"),
+    "heldout/distinct_2": ("distinct-2", "{:.2f}"),
+    "heldout/length_mean": ("length", "{:.0f}"),
+    "sample/tokens_per_s": ("sample tok/s", "{:.0f}"),
+    "tune/tokens_per_s": ("tune tok/s", "{:.0f}"),
+    "time/round_s": ("seconds", "{:.1f}"),
+}
+
+
+class Show:
+    """A live table of rounds with bars below it; plain lines where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.rows: list[Mapping[str, Any]] = []
+        self.bars = Progress(
+            TextColumn("{task.description:>9}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Within this block bars and rounds appear as they come."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(self.view(), console=self.console, refresh_per_second=4) as live, progress.shown_by(self._bar):
+            self._refresh = live.update
+            yield
+            for task in self.bars.task_ids:
+                self.bars.remove_task(task)
+            live.update(rounds_table(self.rows) if self.rows else "")
+
+    def _bar(self, description: str, total: int) -> tuple[progress.Advance, Any]:
+        task = self.bars.add_task(description, total=total)
+        return lambda n: self.bars.advance(task, n), lambda: self.bars.remove_task(task)
+
+    def view(self) -> Group:
+        return Group(rounds_table(self.rows), self.bars) if self.rows else Group(self.bars)
+
+    def round(self, row: Mapping[str, Any]) -> None:
+        """One more round is done."""
+        self.rows.append(row)
+        if self.console.is_terminal:
+            self._refresh(self.view())
+            return
+        figures = [f"{heading} {value}" for heading, value in _figures(row)]
+        self.console.print("  ".join(figures), soft_wrap=True, highlight=False)
+
+
+def _figures(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, (heading, form) in COLUMNS.items():
+        if key in row:
+            yield heading, form.format(row[key])
+
+
+def rounds_table(rows: list[Mapping[str, Any]]) -> Table:
+    """One line a round; the best held-out reward stands out, what was not measured is a dash."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [key for key in COLUMNS if any(key in row for row in rows)]
+    for key in shown:
+        table.add_column(COLUMNS[key][0], justify="right")
+    best = max((row["heldout/reward_mean"] for row in rows if "heldout/reward_mean" in row), default=None)
+    for row in rows:
+        cells = [COLUMNS[key][1].format(row[key]) if key in row else "–" for key in shown]
+        is_best = best is not None and row.get("heldout/reward_mean") == best
+        table.add_row(*cells, style="bold green" if is_best else None)
+    return table
+
+
+def before_after(pairs: list[tuple[Scored, Scored]], round_number: int) -> Table:
+    """Held-out prompts with the answer before any tuning and after ``round_number``, side by side."""
+    table = Table(title=f"Held-out prompts, before and after round {round_number}", box=box.ROUNDED, show_lines=True)
+    table.add_column("prompt", ratio=2, overflow="fold")
+    table.add_column("before", ratio=4, overflow="fold")
+    table.add_column("after", ratio=4, overflow="fold")
+    for before, after in pairs:
+        content = before.candidate.prompt.content
+        prompt = content if isinstance(content, str) else content[-1]["content"]
+        table.add_row(escape(_short(prompt)), _answer(before), _answer(after))
+    return table
+
+
+def _short(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _answer(one: Scored) -> str:
+    reward = "not scored" if one.reward is None else f"{one.reward:+.2f}"
+    text = str(getattr(one.candidate.output, "text", one.candidate.output)).strip()
+    return f"[bold]{reward}[/bold] {escape(_short(text))}"

@@ -1,0 +1,262 @@
+"""Run: the run directory and everything that ever happened in it. Disk is the seam between the stages.
+
+What a stage made is on disk before the next begins, so a killed process loses at most the shard at hand::
+
+    runs/NAME/fingerprint  metrics.jsonl  best → rounds/0005/policy
+              rounds/0005/{prompts,scored,chosen}.parquet  candidates/*.parquet  policy/  metrics.json  DONE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from . import files, interrupt, table
+from .errors import UserError
+from .protocols import Codec
+from .score import Rewards
+from .types import Candidate, Policy, Prompt, Round, Scored, mean_reward
+
+
+class RoundFolder:
+    """One round on disk. Every method does its work once; a second call reads what the first one wrote."""
+
+    def __init__(self, folder: Path, codec: Codec) -> None:
+        self.folder = folder
+        self.codec = codec
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "DONE").exists()
+
+    def prompts(self, draw: Callable[[], Sequence[Prompt]]) -> list[Prompt]:
+        path = self.folder / "prompts.parquet"
+        if not path.exists():
+            table.write_prompts(path, draw())
+        return table.read_prompts(path)
+
+    def candidates(
+        self, prompts: Sequence[Prompt], shard: int, sample: Callable[[Sequence[Prompt]], Sequence[Candidate]]
+    ) -> list[Candidate]:
+        """Sample ``shard`` prompts at a time, one file each."""
+        candidates: list[Candidate] = []
+        for start in range(0, len(prompts), shard):
+            path = self.folder / "candidates" / f"{start // shard:05d}.parquet"
+            if not path.exists():
+                interrupt.check()
+                with self.timed("sample"):
+                    table.write_candidates(path, sample(prompts[start : start + shard]), self.codec)
+            candidates += table.read_candidates(path, self.codec)
+        return candidates
+
+    def scored(self, candidates: Sequence[Candidate], shard: int, rewards: Rewards) -> list[Scored]:
+        """Score ``shard`` candidates at a time; the weighted sum is taken over the whole round."""
+        path, parts_folder = self.folder / "scored.parquet", self.folder / "scoring"
+        if not path.exists():
+            parts: dict[str, list[float | None]] = {member.reward.name: [] for member in rewards.members}
+            for start in range(0, len(candidates), shard):
+                part = parts_folder / f"{start // shard:05d}.json"
+                if not part.exists():
+                    interrupt.check()
+                    with self.timed("score"):
+                        files.write_json(part, rewards.parts(candidates[start : start + shard]))
+                for name, values in files.read_json(part).items():
+                    parts[name] += values
+            with self.timed("score"):
+                table.write_scored(path, rewards.combine(candidates, parts), self.codec)
+        shutil.rmtree(parts_folder, ignore_errors=True)
+        return table.read_scored(path, self.codec)
+
+    def chosen(self, scored: Sequence[Scored], choose: Callable[[], Sequence[Scored]]) -> list[Scored]:
+        path = self.folder / "chosen.parquet"
+        if not path.exists():
+            with self.timed("select"):
+                chosen = choose()
+                keys = {table.key_of(one) for one in chosen}
+                table.write_scored(self.folder / "scored.parquet", scored, self.codec, keys)
+                table.write_scored(path, chosen, self.codec, keys)
+        return table.read_scored(path, self.codec)
+
+    def policy(self, tune: Callable[[Path], Policy]) -> Policy:
+        path = self.folder / "policy"
+        if not path.exists():
+            interrupt.check()
+            with self.timed("tune"):
+                tune(path)
+        return path
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the learner and the clock say of this round."""
+        path = self.folder / "policy" / files.FIGURES
+        tuned = files.read_json(path) if path.exists() else {}
+        return {f"tune/{name}": value for name, value in tuned.items()} | {
+            f"time/{stage}_s": seconds for stage, seconds in self._times().items()
+        }
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of this block to the round's clock, which outlives the process."""
+        start = time.perf_counter()
+        yield
+        times = self._times()
+        times[stage] = times.get(stage, 0.0) + time.perf_counter() - start
+        files.write_json(self.folder / "times.json", times)
+
+    def _times(self) -> dict[str, float]:
+        path = self.folder / "times.json"
+        return files.read_json(path) if path.exists() else {}
+
+
+class Run:
+    """A run directory, held by one process at a time. Open it again to resume."""
+
+    def __init__(
+        self, folder: Path | str, policy: Policy, codec: Codec | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """``policy``: the initial checkpoint. ``settings``: what must not change between sessions, as a flat mapping.
+
+        Raises UserError if the directory belongs to a run with other settings (naming them), or is in use.
+        """
+        self.root = Path(folder)
+        self.initial = policy
+        self.codec = codec or table.TextCodec()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{self.root}: is not a directory; name another with --out") from None
+        self._lock = FileLock(self.root / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"{self.root}: another process is running here; wait for it or name another --out"
+            ) from None
+        self._identify({"model": str(policy), **(settings or {})})
+        files.sweep(self.root)
+
+    def _identify(self, settings: Mapping[str, Any]) -> None:
+        path = self.root / "fingerprint"
+        settings = json.loads(json.dumps(dict(settings), default=str))
+        if not path.exists():
+            foreign = [entry.name for entry in self.root.iterdir() if not entry.name.startswith(".")]
+            if foreign:
+                raise UserError(f"{self.root}: holds {foreign[0]!r} and no run; name an empty or new directory")
+            files.write_json(path, settings)
+            return
+        before = files.read_json(path)
+        changed = [
+            f"{key} ({before.get(key)!r} → {settings.get(key)!r})"
+            for key in sorted(before.keys() | settings.keys())
+            if before.get(key) != settings.get(key)
+        ]
+        if changed:
+            self.close()
+            raise UserError(f"{self.root}: holds a run of another recipe: {', '.join(changed)}; name another --out")
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def round(self, number: int) -> RoundFolder:
+        return RoundFolder(self.root / "rounds" / f"{number:04d}", self.codec)
+
+    @property
+    def last(self) -> int:
+        """The last committed round; 0 before the first."""
+        number = 0
+        while self.round(number + 1).done:
+            number += 1
+        return number
+
+    def remaining(self, rounds: int) -> Iterator[int]:
+        """The numbers of the rounds still to do, one after the other."""
+        for number in range(self.last + 1, rounds + 1):
+            interrupt.check()
+            yield number
+
+    def policy_of(self, number: int) -> Policy:
+        """The checkpoint that a round ended with; round 0 is the initial policy."""
+        return self.round(number).folder / "policy" if number else self.initial
+
+    @property
+    def policy(self) -> Policy:
+        """The latest checkpoint."""
+        return self.policy_of(self.last)
+
+    def commit(self, number: int, scored: Sequence[Scored], chosen: Sequence[Scored], policy: Policy) -> Round:
+        """Everything of the round is on disk: write its figures and mark it done."""
+        here = self.round(number)
+        figures: dict[str, Any] = {
+            "sample/reward_mean": mean_reward(scored),
+            "chosen/reward_mean": mean_reward(chosen),
+            "sample/candidates": len(scored),
+            "sample/unscored": sum(one.reward is None for one in scored),
+            "chosen/candidates": len(chosen),
+            **here.figures,
+        }
+        # Work of all sessions, without the pauses between them
+        stages = [figures.get(f"time/{stage}_s") for stage in ("sample", "score", "select", "tune")]
+        figures["time/round_s"] = sum(seconds for seconds in stages if seconds is not None)
+        self.log(number, figures)
+        (here.folder / "DONE").touch()
+        return Round(number, scored, chosen, str(policy), self.metrics(number))
+
+    def log(self, number: int, figures: Mapping[str, Any]) -> None:
+        """Add figures to a round. What is None was not measured and stays absent."""
+        path = self.round(number).folder / "metrics.json"
+        known = {key: value for key, value in figures.items() if value is not None}
+        files.write_json(path, {"round": number, **self.metrics(number), **known, "memory/peak_bytes": peak_memory()})
+        rows = [json.dumps(row) for row in self.history()]
+        with files.replacing(self.root / "metrics.jsonl") as part:
+            part.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    def metrics(self, number: int) -> dict[str, Any]:
+        """What is known of a round so far."""
+        path = self.round(number).folder / "metrics.json"
+        return files.read_json(path) if path.exists() else {}
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        return [files.read_json(path) for path in sorted((self.root / "rounds").glob("*/metrics.json"))]
+
+    def best(self, key: str = "heldout/reward_mean") -> int:
+        """The round with the highest figure (the earliest of equals); the last round where none was measured."""
+        rows = [row for row in self.history() if key in row]
+        return max(rows, key=lambda row: (row[key], -row["round"]))["round"] if rows else self.last
+
+    def prune(self, keep: set[int]) -> None:
+        """Point ``best`` at the best round and remove the weights of the rounds not in ``keep``; never a candidate."""
+        best = self.policy_of(self.best())
+        target = Path(os.path.relpath(best, self.root)) if self.best() else Path(best)
+        if target.exists() or self.best():
+            link = self.root / ".best.part"
+            link.unlink(missing_ok=True)
+            link.symlink_to(target, target_is_directory=True)
+            link.replace(self.root / "best")
+        for number in range(1, self.last + 1):
+            if number not in keep:
+                shutil.rmtree(self.round(number).folder / "policy", ignore_errors=True)
+                (self.round(number).folder / "optimizer.pt").unlink(missing_ok=True)
+
+
+def peak_memory() -> int:
+    """Bytes: the most this process ever held in memory (resident set)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
