@@ -1,8 +1,8 @@
 """Tuning: TextLearner against a stock ``trl.SFTTrainer``, SmolLM2-135M, the same tokens, one epoch, batch size 8.
 
 ``rate``: tokens (prompt and output, no padding) per second from the end of the first step to the end of the last:
-set-up, warm-up and saving are left out on both sides. The stock trainer keeps its defaults (gradient checkpointing among
-them); the second case turns that off.
+set-up, warm-up and saving are left out on both sides. The stock trainer keeps its defaults, gradient checkpointing
+among them; the second case turns that off.
 """
 
 from __future__ import annotations

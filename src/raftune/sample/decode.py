@@ -18,6 +18,8 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
     StopStringCriteria,
 )
 
@@ -170,14 +172,22 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, token_N[:, None], 0.0)
 
 
+class _Ended(StoppingCriteria):
+    """Our stop inside ``generate``, which itself would also find a stop string that begins in the prompt."""
+
+    def __init__(self, stop: Stop, prompt_length: int) -> None:
+        self.stop, self.prompt_length = stop, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
+        return self.stop.finished(input_ids[:, self.prompt_length :])
+
+
 @torch.inference_mode()
 def decode_generate(
     model: PreTrainedModel,
-    tokenizer: Tokenizer,
     work: Work,
     temper: Temper,
     stop: Stop,
-    strings: Sequence[str],
     advance: Callable[[int], None] = lambda n: None,
 ) -> list[Drawn]:
     """The same through ``model.generate``, for models whose cache cannot be shared: slower, same draws."""
@@ -189,14 +199,13 @@ def decode_generate(
         do_sample=False,
         eos_token_id=list(stop.eos_ids) or None,
         pad_token_id=stop.eos_ids[0] if stop.eos_ids else 0,
-        stop_strings=list(strings) or None,
     )
     full_NT = cast(Any, model).generate(
         input_ids=ids_NP,
         attention_mask=mask_NP,
         generation_config=config,
         logits_processor=LogitsProcessorList([chooser]),
-        tokenizer=tokenizer if strings else None,
+        stopping_criteria=StoppingCriteriaList([_Ended(stop, ids_NP.shape[1])]),
     )
     tokens_NT = full_NT[:, full_NT.shape[1] - len(chooser.logprobs) :]
     length_N = torch.full((len(tokens_NT),), tokens_NT.shape[1], device=model.device)

@@ -58,14 +58,13 @@ class TextSampler:
                 addresses = [(*seed, prompts[row].id, index) for row, index in batch]
                 owner = [rows.index(row) for row, _ in batch]
                 work = Work([ids[row] for row in rows], owner, uniforms(addresses, self.max_new_tokens))
-                drawn = self._decode(model, tokenizer, work, stop, advance)
+                drawn = self._decode(model, work, stop, advance)
                 found.update(zip(batch, drawn, strict=True))
         return [self._candidate(tokenizer, prompts[row], index, found[row, index]) for row, index in pairs]
 
     def _decode(
         self,
         model: PreTrainedModel,
-        tokenizer: Tokenizer,
         work: Work,
         stop: Stop,
         advance: Callable[[int], None],
@@ -73,7 +72,7 @@ class TextSampler:
         longest = max(len(one) for one in work.prompt_ids) + work.uniforms_NT.shape[1]
         if prepare(model, longest):
             return decode_shared(model, work, self.temper, stop, advance)
-        return decode_generate(model, tokenizer, work, self.temper, stop, self.stop, advance)
+        return decode_generate(model, work, self.temper, stop, advance)
 
     def _rows(self, model: PreTrainedModel) -> int:
         return self.batch_rows or MAX_ROWS[model.device.type]
