@@ -196,33 +196,34 @@ class Session:
 
 def _trainable(policy: Policy, learner: TextLearner) -> Any:
     """All parameters in float32; with LoRA the frozen base in the compute precision, the adapter in float32."""
+    if learner.lora is not None:
+        return _adapter(policy, learner, learner.lora)
+    model = load_model(policy, torch.float32)
+    for parameter in model.parameters():
+        # Loading maps the file; training in place would copy it page by page, at the first step, which is slower
+        parameter.data = parameter.data.clone()
+    if learner.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def _adapter(policy: Policy, learner: TextLearner, lora: Lora) -> Any:
+    """The policy's own adapter to go on with, or a new one on the policy as base."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
     folder = locate(policy)
     base = adapter_base(folder)
-    if learner.lora is None:
-        model = load_model(policy, torch.float32)
-        for parameter in model.parameters():
-            # Loading maps the file; training in place would copy it page by page, at the first step, which is slower
-            parameter.data = parameter.data.clone()
-    else:
-        from peft import LoraConfig, PeftModel, get_peft_model
-
-        below = load_model(base or policy, compute_dtype(device()))
-        if base is not None:
-            model: Any = PeftModel.from_pretrained(below, folder, is_trainable=True)
-        else:
-            targets = list(learner.lora.target_modules) if learner.lora.target_modules else "all-linear"
-            below.name_or_path = folder
-            config = LoraConfig(
-                task_type="CAUSAL_LM",
-                base_model_name_or_path=folder,
-                r=learner.lora.r,
-                lora_alpha=learner.lora.alpha,
-                lora_dropout=learner.lora.dropout,
-                target_modules=targets,
-            )
-            model = get_peft_model(below, config)
+    below = load_model(base or policy, compute_dtype(device()))
     if learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-        if learner.lora is not None:
-            model.enable_input_require_grads()
-    return model
+        below.activation_checkpointing_enable()
+        below.enable_input_require_grads()  # else nothing below the first adapter asks for a gradient
+    if base is not None:
+        return PeftModel.from_pretrained(below, folder, is_trainable=True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) if lora.target_modules else "all-linear",
+    )
+    return get_peft_model(below, config)
