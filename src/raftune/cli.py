@@ -119,14 +119,13 @@ def _say_dropped(console: Console, counts: dict[str, int]) -> None:
 def _conclude(console: Console, experiment_: Any, folder: Path) -> None:
     from . import experiment, show
 
-    best = experiment_.run.best()
-    before, after = experiment_.heldout(0), experiment_.heldout(best)
-    if best and before and after:
+    best, last = experiment_.run.best(), experiment_.run.last
+    shown = best or last  # where nothing got better, a person wants to see what did happen
+    before, after = experiment_.heldout(0), experiment_.heldout(shown)
+    if before and after:
         pairs = experiment.demonstrate(before, after, 3, experiment_.parts.recipe.seed)
-        console.print(show.before_after(pairs, best))
-    console.print(
-        f"best policy: {folder / 'best'} (round {best} of {experiment_.run.last})", highlight=False, soft_wrap=True
-    )
+        console.print(show.before_after(pairs, shown))
+    console.print(f"best policy: {folder / 'best'} (round {best} of {last})", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,13 +52,17 @@ def compute_dtype(where: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no chatter from transformers: ours show what is going on."""
+    """No progress bars and no chatter from the libraries: ours show what is going on."""
     shown, level = transformers.utils.logging.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
+    accelerate = logging.getLogger("accelerate")  # warns of tied weights at every save, which is as it should be
+    accelerate_level = accelerate.level
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    accelerate.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        accelerate.setLevel(accelerate_level)
         transformers.utils.logging.set_verbosity(level)
         if shown:
             transformers.utils.logging.enable_progress_bar()
