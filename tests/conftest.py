@@ -39,7 +39,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 128},
     "mistral": {**SMALL, "num_key_value_heads": 2, "sliding_window": None},
     "phi3": {**SMALL, "num_key_value_heads": 2},
+    # These cannot share a prefix
+    "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 128},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
+SHARING = [family for family in FAMILIES if family not in {"gemma2", "bloom", "mamba"}]
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -67,7 +72,7 @@ def build_model(folder: Path, family: str = "llama", seed: int = 0, scale: float
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES.get(family, SMALL), **changes})
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **changes})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

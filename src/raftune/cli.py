@@ -65,7 +65,7 @@ def _fail(line: str, code: int) -> None:
 def _log_to_stderr() -> None:
     import logging
 
-    logging.basicConfig(format="raftune: %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("raftune").setLevel(logging.INFO)
 
 
@@ -73,6 +73,21 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
