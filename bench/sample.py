@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import random
 import time
+from typing import TYPE_CHECKING
 
 from paired import main, real_model
 
+if TYPE_CHECKING:
+    import torch
+
 CASES = {
-    "sample 43-token prompts, K=16, 64 new": {"length": 43, "prompts": 16, "k": 16, "new": 64},
-    "sample 256-token prompts, K=32, 48 new": {"length": 256, "prompts": 8, "k": 32, "new": 48},
+    "sample 43-token prompts, K=16, 64 new, 8 prompts": {"length": 43, "prompts": 8, "k": 16, "new": 64},
+    "sample 43-token prompts, K=16, 64 new, 16 prompts": {"length": 43, "prompts": 16, "k": 16, "new": 64},
+    "sample 256-token prompts, K=32, 48 new, 8 prompts": {"length": 256, "prompts": 8, "k": 32, "new": 48},
 }
 
 
@@ -24,8 +29,6 @@ def prompt_ids(length: int, prompts: int) -> list[list[int]]:
 
 
 def ours(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
-    import torch
-
     from raftune.models import compute_dtype, device, load_model
     from raftune.sample.decode import NEVER, Work, decode_shared
     from raftune.sample.draw import Temper, uniforms
@@ -47,20 +50,20 @@ def ours(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
     seconds = once(new)
     rate = prompts * k * new / seconds
     flops = 2 * sum(p.numel() for p in model.parameters())
-    return {"rate": rate, "share_of_matmul": rate * flops / matmul_rate(prompts * k, model.dtype, torch)}
+    return {"rate": rate, "share_of_matmul": rate * flops / matmul_rate(prompts * k, model.dtype)}
 
 
-def matmul_rate(rows: int, dtype: object, torch: object) -> float:
+def matmul_rate(rows: int, dtype: torch.dtype) -> float:
     """FLOP/s of ``[rows, 576] @ [576, 1536]``, the model's feed-forward shape, over weights that do not fit a cache."""
-    import torch as t
+    import torch
 
-    inputs = t.randn(rows, 576, dtype=dtype)  # type: ignore[arg-type]
-    weights = [t.randn(1536, 576, dtype=dtype) for _ in range(60)]  # type: ignore[arg-type]
+    inputs = torch.randn(rows, 576, dtype=dtype)
+    weights = [torch.randn(1536, 576, dtype=dtype) for _ in range(60)]
     times = []
     for _ in range(5):
         start = time.perf_counter()
         for weight in weights:
-            t.nn.functional.linear(inputs, weight)
+            torch.nn.functional.linear(inputs, weight)
         times.append(time.perf_counter() - start)
     return 2 * rows * 576 * 1536 * len(weights) / sorted(times)[2]
 

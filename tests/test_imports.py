@@ -24,7 +24,7 @@ ALLOWED = {
     "score": {"errors", "protocols", "types"},
     "prompts": {"errors", "types"},
     "table": {"errors", "files", "protocols", "types"},
-    "store": {"errors", "files", "interrupt", "protocols", "score", "table", "types"},
+    "store": {"errors", "files", "interrupt", "progress", "protocols", "score", "table", "types"},
     "loop": {"protocols", "rank", "score", "store", "types"},
     "config": {"errors"},
 }

@@ -238,7 +238,7 @@ def test_another_checkpoint_in_the_same_folder_is_noticed(model_of: Callable[...
 def test_bfloat16_stays_close_to_its_own_forward_pass(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAFTUNE_DTYPE", "bfloat16")
     candidates = TextSampler(max_new_tokens=24).sample(tiny, prompts_of(*TEXTS), 4, (0,))
-    model, _ = resident.get(tiny, "sample", lambda: pytest.fail("was not kept"))
+    model, _ = resident.get(tiny, "causal", lambda: pytest.fail("was not kept"))
     assert model.dtype == torch.bfloat16
     for c, wanted in zip(candidates, forward_logprobs(tiny, candidates), strict=True):
         gaps = [abs(a - b) for a, b in zip(c.output.token_logprobs, wanted, strict=True)]
@@ -271,6 +271,11 @@ def test_plan_keeps_its_bounds() -> None:
 def test_k_below_one_is_refused(tiny: Path) -> None:
     with pytest.raises(UserError, match=r"sample\.k"):
         TextSampler().sample(tiny, prompts_of("a"), 0, (0,))
+
+
+def test_what_does_not_fit_into_the_model_is_named(tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"prompt 'p1' has 200 tokens; with 60 new ones it passes the model's 256"):
+        TextSampler(max_new_tokens=60).sample(tiny, prompts_of("a", "b" * 200), 1, (0,))
 
 
 def test_rows_must_be_sorted_by_prompt() -> None:

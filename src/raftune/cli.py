@@ -16,6 +16,9 @@ from .errors import Interrupted, UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .config import Recipe
+    from .prompts import Prompts
+
 app = typer.Typer(
     help="Reward-ranked fine-tuning (RAFT, arXiv 2304.06767): sample K answers per prompt, rank them with a reward, "
     "fine-tune on the best, repeat.",
@@ -65,7 +68,14 @@ def _fail(line: str, code: int) -> None:
 def _log_to_stderr() -> None:
     import logging
 
-    logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)
+    class Stderr(logging.StreamHandler[Any]):
+        """Whatever stderr is when it writes: a live table redirects it, so that lines land above it."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.stream = sys.stderr
+            super().emit(record)
+
+    logging.basicConfig(format="%(name)s: %(message)s", handlers=[Stderr()])
     logging.getLogger("raftune").setLevel(logging.INFO)
 
 
@@ -85,7 +95,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
 ) -> None:
     pass
 
@@ -119,11 +131,20 @@ def run(
     experiment_ = experiment.Experiment.open(parts, folder)
     with experiment_.run:
         _say_dropped(console, parts.prompts.counts)
+        console.print(_plan(parsed, parts.prompts, folder), highlight=False, soft_wrap=True)
         view = show.Show(console)
         with view.live():
             for row in experiment_.rounds():
                 view.round(row)
         _conclude(console, experiment_, folder)
+
+
+def _plan(recipe: Recipe, prompts: Prompts, folder: Path) -> str:
+    sample = recipe.sample
+    return (
+        f"{folder}: up to {recipe.rounds} rounds of {sample.prompts_per_round} prompts × {sample.k}, "
+        f"{len(prompts.train)} prompts to train, {len(prompts.heldout)} held out"
+    )
 
 
 def _say_dropped(console: Console, counts: dict[str, int]) -> None:

@@ -158,3 +158,8 @@ def _state(policy: Policy) -> tuple[object, ...]:
 
 
 resident = Resident()
+
+
+def causal(policy: Policy) -> tuple[PreTrainedModel, Tokenizer]:
+    """The policy for inference, resident: sampling and evaluating it in turn load it once."""
+    return resident.get(policy, "causal", lambda: (load_model(policy, compute_dtype(device())), load_tokenizer(policy)))

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import files, interrupt, table
+from . import files, interrupt, progress, table
 from .errors import UserError
 from .protocols import Codec
 from .score import Rewards
@@ -50,13 +50,16 @@ class RoundFolder:
     ) -> list[Candidate]:
         """Sample ``shard`` prompts at a time, one file each."""
         candidates: list[Candidate] = []
-        for start in range(0, len(prompts), shard):
-            path = self.folder / "candidates" / f"{start // shard:05d}.parquet"
-            if not path.exists():
-                interrupt.check()
-                with self.timed("sample"):
-                    table.write_candidates(path, sample(prompts[start : start + shard]), self.codec)
-            candidates += table.read_candidates(path, self.codec)
+        with progress.bar("sample", len(prompts)) as advance:
+            for start in range(0, len(prompts), shard):
+                path = self.folder / "candidates" / f"{start // shard:05d}.parquet"
+                some = prompts[start : start + shard]
+                if not path.exists():
+                    interrupt.check()
+                    with self.timed("sample"):
+                        table.write_candidates(path, sample(some), self.codec)
+                candidates += table.read_candidates(path, self.codec)
+                advance(len(some))
         return candidates
 
     def scored(self, candidates: Sequence[Candidate], shard: int, rewards: Rewards) -> list[Scored]:
@@ -64,14 +67,17 @@ class RoundFolder:
         path, parts_folder = self.folder / "scored.parquet", self.folder / "scoring"
         if not path.exists():
             parts: dict[str, list[float | None]] = {member.reward.name: [] for member in rewards.members}
-            for start in range(0, len(candidates), shard):
-                part = parts_folder / f"{start // shard:05d}.json"
-                if not part.exists():
-                    interrupt.check()
-                    with self.timed("score"):
-                        files.write_json(part, rewards.parts(candidates[start : start + shard]))
-                for name, values in files.read_json(part).items():
-                    parts[name] += values
+            with progress.bar("score", len(candidates)) as advance:
+                for start in range(0, len(candidates), shard):
+                    part = parts_folder / f"{start // shard:05d}.json"
+                    some = candidates[start : start + shard]
+                    if not part.exists():
+                        interrupt.check()
+                        with self.timed("score"):
+                            files.write_json(part, rewards.parts(some))
+                    for name, values in files.read_json(part).items():
+                        parts[name] += values
+                    advance(len(some))
             with self.timed("score"):
                 table.write_scored(path, rewards.combine(candidates, parts), self.codec)
         shutil.rmtree(parts_folder, ignore_errors=True)
@@ -131,10 +137,23 @@ class Run:
         self.root = Path(folder)
         self.initial = policy
         self.codec = codec or table.TextCodec()
+        self._enter()
+        try:
+            self._identify({"model": str(policy), **(settings or {})})
+        except BaseException:
+            self.close()
+            raise
+        files.sweep(self.root)
+
+    def _enter(self) -> None:
+        """Take the directory, if it is a run's or nobody's."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{self.root}: is not a directory; name another with --out") from None
+        foreign = [entry.name for entry in self.root.iterdir() if not entry.name.startswith(".")]
+        if foreign and not (self.root / "fingerprint").exists():
+            raise UserError(f"{self.root}: holds {foreign[0]!r} and no run; name an empty or new directory")
         self._lock = FileLock(self.root / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -142,16 +161,12 @@ class Run:
             raise UserError(
                 f"{self.root}: another process is running here; wait for it or name another --out"
             ) from None
-        self._identify({"model": str(policy), **(settings or {})})
-        files.sweep(self.root)
 
     def _identify(self, settings: Mapping[str, Any]) -> None:
+        """The run is what it was, or new."""
         path = self.root / "fingerprint"
         settings = json.loads(json.dumps(dict(settings), default=str))
         if not path.exists():
-            foreign = [entry.name for entry in self.root.iterdir() if not entry.name.startswith(".")]
-            if foreign:
-                raise UserError(f"{self.root}: holds {foreign[0]!r} and no run; name an empty or new directory")
             files.write_json(path, settings)
             return
         before = files.read_json(path)
@@ -161,7 +176,6 @@ class Run:
             if before.get(key) != settings.get(key)
         ]
         if changed:
-            self.close()
             raise UserError(f"{self.root}: holds a run of another recipe: {', '.join(changed)}; name another --out")
 
     def close(self) -> None:

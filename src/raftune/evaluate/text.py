@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
 
 from .. import progress
 from ..batches import collate, output_logprobs, within_budget
-from ..models import Tokenizer, compute_dtype, device, load_model, load_tokenizer, resident
+from ..models import causal
 from ..tokens import encode_prompt, output_ids
 from ..types import Candidate, Policy, Scored, mean_reward
 from .diversity import distinct, msttr
@@ -58,7 +57,7 @@ def judge(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
 
 def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[float, int]]:
     """Of each output: its log-probability in nats given its prompt under ``policy``, and its number of tokens."""
-    model, tokenizer = resident.get(policy, "evaluate", lambda: _load(policy))
+    model, tokenizer = causal(policy)
     pairs = [(encode_prompt(tokenizer, c.prompt), output_ids(tokenizer, c.output)) for c in candidates]
     rows_with_output = [row for row, (_, output) in enumerate(pairs) if output]
     totals = [(0.0, 0)] * len(pairs)
@@ -69,7 +68,3 @@ def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[floa
                 totals[row] = (total, len(pairs[row][1]))
             advance(len(rows))
     return totals
-
-
-def _load(policy: Policy) -> tuple[PreTrainedModel, Tokenizer]:
-    return load_model(policy, compute_dtype(device())), load_tokenizer(policy)

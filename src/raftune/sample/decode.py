@@ -178,7 +178,7 @@ class _Ended(StoppingCriteria):
     def __init__(self, stop: Stop, prompt_length: int) -> None:
         self.stop, self.prompt_length = stop, prompt_length
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         return self.stop.finished(input_ids[:, self.prompt_length :])
 
 

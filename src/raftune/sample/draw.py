@@ -111,7 +111,7 @@ def _nucleus_floor(weights_NV: torch.Tensor, top_p: float) -> torch.Tensor:
 def _invert(weights_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
     """The first token whose cumulative weight exceeds uniform × total; never one of weight zero."""
     blocks_NBb = weights_NV.unflatten(-1, (-1, BLOCK))
-    block, rest_N = _first_above(blocks_NBb.sum(-1), uniform_N.to(torch.float64))
+    block, rest_N = _first_above(blocks_NBb.sum(-1), uniform_N)
     inside_Nb = blocks_NBb.gather(1, block[:, None, None].expand(-1, 1, BLOCK))[:, 0]
     token, _ = _first_above(inside_Nb, rest_N)
     return block * BLOCK + token
@@ -119,9 +119,10 @@ def _invert(weights_NV: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
 
 def _first_above(weights_NM: torch.Tensor, fraction_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of the first cumulative weight above fraction × total, and the fraction of that one weight still to go."""
-    weights_NM = weights_NM.to(torch.float64) if weights_NM.device.type != "mps" else weights_NM
+    wide = torch.float32 if weights_NM.device.type == "mps" else torch.float64  # MPS has no float64
+    weights_NM = weights_NM.to(wide)
     cumulative_NM = weights_NM.cumsum(-1)
-    target_N = fraction_N.to(cumulative_NM.dtype)[:, None] * cumulative_NM[:, -1:]
+    target_N = fraction_N.to(wide)[:, None] * cumulative_NM[:, -1:]
     index_N = torch.searchsorted(cumulative_NM, target_N, right=True)
     positions = torch.arange(weights_NM.shape[-1], device=weights_NM.device)
     last_N = torch.where(weights_NM > 0, positions, 0).amax(-1, keepdim=True)  # rounding can leave target at the end

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .. import progress
 from ..errors import UserError
-from ..models import Tokenizer, compute_dtype, device, load_model, load_tokenizer, resident
+from ..models import Tokenizer, causal
 from ..tokens import encode_prompt
 from ..types import Candidate, Policy, Prompt, Text
 from .decode import Drawn, Stop, Work, decode_generate, decode_shared
@@ -45,12 +45,13 @@ class TextSampler:
         """``k`` candidates of each prompt, in order; see :class:`raftune.protocols.Sampler`."""
         if k < 1:
             raise UserError(f"sample.k: {k} candidates per prompt; at least 1 is needed")
-        model, tokenizer = resident.get(policy, "sample", lambda: _load(policy))
+        model, tokenizer = causal(policy)
         stop = Stop.of(model, tokenizer, self.stop)
         ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        self._fit(model, prompts, ids)
         pairs = [(row, index) for row in range(len(prompts)) for index in range(k)]
         found: dict[tuple[int, int], Drawn] = {}
-        with progress.bar("sample", len(pairs) * self.max_new_tokens) as advance:
+        with progress.bar("decode", len(pairs) * self.max_new_tokens) as advance:
             for batch in plan(
                 pairs, [len(one) for one in ids], self._rows(model), self._tokens(model), self.max_new_tokens
             ):
@@ -77,12 +78,24 @@ class TextSampler:
     def _rows(self, model: PreTrainedModel) -> int:
         return self.batch_rows or MAX_ROWS[model.device.type]
 
+    def _fit(self, model: PreTrainedModel, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> None:
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(range(len(ids)), key=lambda row: len(ids[row]))
+        length = len(ids[longest])
+        if limit is not None and length + self.max_new_tokens > limit:
+            raise UserError(
+                f"sample: prompt {prompts[longest].id!r} has {length} tokens; with {self.max_new_tokens} new ones it "
+                f"passes the model's {limit}; lower prompts.max_tokens or sample.max_new_tokens"
+            )
+
     def _tokens(self, model: PreTrainedModel) -> int:
         """How many tokens' keys and values fit. From all memory, not what is free now: the same batches every time."""
         config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        per_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+        layers, hidden = getattr(config, "num_hidden_layers", 1), getattr(config, "hidden_size", 1)
+        query_heads = getattr(config, "num_attention_heads", None) or 1
+        heads = getattr(config, "num_key_value_heads", None) or query_heads
+        width = getattr(config, "head_dim", None) or hidden // query_heads
+        per_token = max(1, 2 * layers * heads * width) * model.dtype.itemsize
         return max(1, int(_memory(model.device) * CACHE_SHARE[model.device.type] / per_token))
 
     def _candidate(self, tokenizer: Tokenizer, prompt: Prompt, index: int, drawn: Drawn) -> Candidate:
@@ -91,10 +104,6 @@ class TextSampler:
             text = text.split(string, 1)[0]
         output = Text(text, drawn.token_ids, drawn.logprobs, "stop" if drawn.stopped else "length")
         return Candidate(prompt, index, output, self.source, sum(drawn.logprobs))
-
-
-def _load(policy: Policy) -> tuple[PreTrainedModel, Tokenizer]:
-    return load_model(policy, compute_dtype(device())), load_tokenizer(policy)
 
 
 def _memory(where: torch.device) -> int:
