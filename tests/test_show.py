@@ -21,7 +21,13 @@ def rendered(what: Any, width: int = 120) -> str:
 
 ROWS = [
     {"round": 0, "heldout/reward_mean": 0.1, "heldout/perplexity": 30.0},
-    {"round": 1, "sample/reward_mean": 0.1, "heldout/reward_mean": 0.5, "heldout/perplexity": 20.0, "time/round_s": 9.0},
+    {
+        "round": 1,
+        "sample/reward_mean": 0.1,
+        "heldout/reward_mean": 0.5,
+        "heldout/perplexity": 20.0,
+        "time/round_s": 9.0,
+    },
 ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+IGNORE = -100
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, output ids
 
 
@@ -56,15 +57,19 @@ def collate(pairs: Sequence[Pair], where: torch.device) -> Batch:
 
 def output_logprobs(model: Any, batch: Batch) -> torch.Tensor:
     """``[B, C]`` float32: log-probability in nats of each output token; 0 at padding."""
-    columns = batch.labels_BC.shape[1]
-    logits_BCV = model(
+    rows, columns = batch.labels_BC.shape
+    labels_BC = batch.labels_BC.masked_fill(~batch.loss_mask_BC, IGNORE)
+    # Logits of the column before each output token, and of the last, which predicts nothing. It is ignored by its
+    # label, not cut off: the gradient of a cut is another tensor of the logits' size.
+    labels_BC1 = torch.nn.functional.pad(labels_BC, (0, 1), value=IGNORE)
+    logits_BC1V = model(
         input_ids=batch.ids_BT,
         attention_mask=batch.mask_BT,
         position_ids=batch.position_BT,
         use_cache=False,
         logits_to_keep=columns + 1,
-    ).logits[:, -columns - 1 : -1]
-    flat = torch.nn.functional.cross_entropy(
-        logits_BCV.flatten(0, 1).float(), batch.labels_BC.flatten(), reduction="none"
+    ).logits[:, -columns - 1 :]
+    nll = torch.nn.functional.cross_entropy(
+        logits_BC1V.flatten(0, 1).float(), labels_BC1.flatten(), reduction="none", ignore_index=IGNORE
     )
-    return -flat.view_as(batch.labels_BC) * batch.loss_mask_BC
+    return -nll.view(rows, columns + 1)[:, :-1]

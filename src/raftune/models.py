@@ -6,16 +6,14 @@ A checkpoint is a transformers folder or hub id, a PEFT adapter folder (its base
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-
-# Huge pages for large CPU tensors (PyTorch reads this at its first allocation): most of what a first optimiser step and
-# a growing batch cost on CPU is page faults. Measured in docs/log.md; set it to 0 to have it off.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 import transformers
@@ -34,6 +32,24 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@functools.cache
+def glibc() -> ctypes.CDLL | None:
+    """On CPU: the C allocator, told to keep the memory of freed tensors for the next ones; None where there is none.
+
+    A fresh 100 MB tensor costs 20 to 140 ms of page faults, ten to forty times what filling it does, and a tuning step
+    makes several (docs/log.md). ``RAFTUNE_KEEP_MEMORY=0`` leaves the allocator as it is.
+    """
+    if device().type != "cpu" or os.environ.get("RAFTUNE_KEEP_MEMORY") == "0":
+        return None
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no allocation in a mapping of its own
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink by itself
+    except (OSError, AttributeError):  # another C library
+        return None
+    return library
 
 
 def compute_dtype(where: torch.device) -> torch.dtype:
@@ -105,6 +121,7 @@ def load_tokenizer(policy: Policy) -> Tokenizer:
 
 def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """The policy on the device, in eval mode; an adapter is merged into its base."""
+    glibc()
     folder = locate(policy)
     base = adapter_base(folder)
     if base is None:
@@ -143,8 +160,10 @@ class Resident:
         return self._value
 
     def free(self) -> None:
-        """Let the model go."""
+        """Let the model go, and between stages hand freed memory back, so that their peaks do not add up."""
         self._key = self._value = None
+        if (library := glibc()) is not None:
+            library.malloc_trim(0)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
