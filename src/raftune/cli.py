@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import Interrupted, UserError
+from .errors import UserError
+from .exits import exits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,49 +31,6 @@ RewardOption = Annotated[
     list[str],
     typer.Option("--reward", help="vader, classifier:MODEL, module:function or path.py:function; may be repeated."),
 ]
-
-
-def exits(command: Callable[..., None]) -> Callable[..., None]:
-    """Exit codes: 2 the user's input, 3 stopped by a signal and resumable, 1 anything else (with its traceback)."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        from . import interrupt
-
-        _log_to_stderr()
-        try:
-            with interrupt.handled():
-                command(*args, **kwargs)
-        except UserError as error:
-            _fail(str(error), 2)
-        except Interrupted as error:
-            _fail(f"stopped by {error}; the same command resumes", 3)
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            where = f" on {error.filename}" if error.filename else ""
-            _fail(f"no space left{where}; free some and run the same command again, nothing is lost", 2)
-
-    return wrapped
-
-
-def _fail(line: str, code: int) -> None:
-    print(f"raftune: {' '.join(line.split())}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    class Stderr(logging.StreamHandler[Any]):
-        """Whatever stderr is when it writes: a live table redirects it, so that lines land above it."""
-
-        def emit(self, record: logging.LogRecord) -> None:
-            self.stream = sys.stderr
-            super().emit(record)
-
-    logging.basicConfig(format="%(name)s: %(message)s", handlers=[Stderr()])
-    logging.getLogger("raftune").setLevel(logging.INFO)
 
 
 def _console() -> Console:

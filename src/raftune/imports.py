@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import UserError
+from .types import digest
 
 
 def import_object(spec: str, beside: Path | None = None) -> Any:
@@ -38,10 +39,12 @@ def _file(spec: str, place: str, beside: Path | None) -> Path:
 
 
 def _load(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    # Its own name for each file: two folders may both have a rewards.py
+    name = f"{file.stem}_{digest('module', str(file.resolve())).hex()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)  # dataclasses and pickle look a class's module up there
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up there
     spec.loader.exec_module(module)
     return module
