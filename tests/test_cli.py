@@ -197,6 +197,36 @@ def test_patience_stops_a_run_that_gets_no_better(work: Path, tiny: Path) -> Non
     assert (work / "run" / "best").resolve() == tiny.resolve()
 
 
+def test_normalised_rewards_still_tell_rounds_apart(work: Path, tiny: Path) -> None:
+    """Standardised by round 0: there the mean is 0, later it moves with the raw part."""
+    write_recipe(work, tiny, reward=[{"use": "my_rewards.py:vowels", "normalise": "zscore"}], evaluate={"k": 4})
+    assert call("run", work / "recipe.yaml", "--out", work / "run").exit_code == 0
+    rows = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    held = [table.read_scored(work / "run" / "rounds" / f"000{n}" / "heldout.parquet", CODEC) for n in range(3)]
+    first = [s.parts["vowels"] for s in held[0]]
+    mean = sum(first) / len(first)
+    deviation = (sum((value - mean) ** 2 for value in first) / len(first)) ** 0.5
+    for row, scored in zip(rows, held, strict=True):
+        raw = sum(s.parts["vowels"] for s in scored) / len(scored)
+        assert row["heldout/reward/vowels"] == pytest.approx(raw)
+        assert row["heldout/reward_mean"] == pytest.approx((raw - mean) / deviation, abs=1e-9)
+    assert rows[2]["heldout/reward_mean"] != rows[0]["heldout/reward_mean"]
+
+
+def test_a_crash_between_commit_and_evaluation_loses_no_figure(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raftune.experiment import Experiment
+
+    assert call("run", work / "recipe.yaml", "--out", work / "a", "--set", "rounds=1").exit_code == 0
+    complete = Experiment.complete
+    monkeypatch.setattr(Experiment, "complete", lambda self, n: complete(self, n) if n == 0 else 1 / 0)
+    assert call("run", work / "recipe.yaml", "--out", work / "b", "--set", "rounds=1").exit_code == 1
+    monkeypatch.setattr(Experiment, "complete", complete)
+    assert call("run", work / "recipe.yaml", "--out", work / "b", "--set", "rounds=1").exit_code == 0
+    one, other = (json.loads((work / name / "metrics.jsonl").read_text().splitlines()[1]) for name in "ab")
+    assert one.keys() == other.keys()
+    assert one["heldout/reward_mean"] == other["heldout/reward_mean"]
+
+
 def test_lora_runs_too(work: Path, tiny: Path) -> None:
     result = call("run", work / "recipe.yaml", "--out", work / "run", "--set", "tune.lora.r=4")
     assert result.exit_code == 0, result.output

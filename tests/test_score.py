@@ -61,6 +61,13 @@ def test_normalisation_is_over_the_whole_round_and_leaves_holes() -> None:
     assert reward_of(Weighted(Fixed([7, 7, 7, 7]), normalise="zscore")) == [0.0] * 4
 
 
+def test_two_pools_compare_when_standardised_by_one() -> None:
+    part = Weighted(Fixed([], "p"), normalise="zscore")
+    first = {"p": [1.0, 3.0, 1.0, 3.0]}
+    later = Rewards((part,)).combine(FOUR, {"p": [3.0, 3.0, 5.0, None]}, first)
+    assert [one.reward for one in later] == [1.0, 1.0, 3.0, None]
+
+
 def test_none_and_nan_mean_not_scored() -> None:
     assert reward_of(Weighted(Fixed([1, None, math.nan, 0]))) == [1, None, None, 0]
 

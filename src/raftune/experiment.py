@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,7 @@ class Experiment:
         """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first."""
         recipe, parts, run = self.parts.recipe, self.parts, self.run
         for number in range(run.last + 1):
-            self.evaluate(number)
-            yield run.metrics(number)
+            yield self.complete(number)
         loop = raft(
             run,
             lambda number: draw(parts.prompts.train, number, recipe.sample.prompts_per_round, recipe.seed),
@@ -55,55 +53,73 @@ class Experiment:
             recipe.sample.shard,
         )
         while not self.out_of_patience and (round := next(loop, None)) is not None:
-            candidates = [one.candidate for one in round.scored]
-            figures = {f"sample/{name}": value for name, value in parts.describe(candidates).items()}
-            if (seconds := round.metrics.get("time/sample_s")) and "sample/length_mean" in figures:
-                figures["sample/tokens_per_s"] = figures["sample/length_mean"] * len(candidates) / seconds
-            run.log(round.number, figures)
-            self.evaluate(round.number)
-            yield run.metrics(round.number)
+            yield self.complete(round.number)
 
-    def evaluate(self, number: int) -> None:
-        """Held-out figures of a round, if they are due and not there yet; then keep what is worth keeping."""
+    def complete(self, number: int) -> dict[str, Any]:
+        """Add to a committed round's figures what the loop does not know, if it is not there; keep the best weights."""
         recipe, run = self.parts.recipe, self.run
+        if number and "sample/finished" not in run.metrics(number):
+            self._describe(number)
         due = number % recipe.evaluate.every == 0 or number == recipe.rounds
         if due and "heldout/reward_mean" not in run.metrics(number):
-            here = run.round(number)
-            with here.timed("evaluate"):
-                scored = self._heldout(number)
-                judged = self.parts.judge(scored)
-            run.log(number, {f"heldout/{name}": value for name, value in judged.items()} | here.figures)
-        if recipe.keep == "best":
-            run.prune({run.best(), run.last})
-        else:
-            run.prune(set(range(1, run.last + 1)))
+            self._evaluate(number)
+        run.prune({run.best(), run.last} if recipe.keep == "best" else set(range(1, run.last + 1)))
+        return run.metrics(number)
+
+    def _describe(self, number: int) -> None:
+        """Figures of what was sampled."""
+        here, run = self.run.round(number), self.run
+        scored = table.read_scored(here.folder / "scored.parquet", run.codec)
+        figures = self.parts.describe([one.candidate for one in scored]) | part_means(scored)
+        seconds = run.metrics(number).get("time/sample_s")
+        if seconds and "length_mean" in figures:
+            figures["tokens_per_s"] = figures["length_mean"] * len(scored) / seconds
+        run.log(number, {f"sample/{name}": value for name, value in figures.items()})
+
+    def _evaluate(self, number: int) -> None:
+        """Figures on the held-out prompts."""
+        here = self.run.round(number)
+        with here.timed("evaluate"):
+            scored = self._heldout(number)
+            figures = self.parts.judge(scored) | part_means(scored)
+        self.run.log(number, {f"heldout/{name}": value for name, value in figures.items()} | here.figures)
 
     def _heldout(self, number: int) -> list[Scored]:
-        """The same uniforms every round: what differs between two rounds is the policy, not the luck of the draw."""
+        """The same uniforms every round: what differs between two rounds is the policy, not the luck of the draw.
+
+        Normalised rewards are standardised by round 0, so that the rounds compare.
+        """
         path = self.run.round(number).folder / HELDOUT
         if not path.exists():
             parts, k = self.parts, self.parts.recipe.evaluate.k
-            address = (parts.recipe.seed, "heldout")
-            policy = self.run.policy_of(number) if number else parts.model
-            scored = parts.rewards(parts.sampler.sample(policy, parts.prompts.heldout, k, address))
-            table.write_scored(path, scored, self.run.codec)
-        return table.read_scored(path, self.run.codec)
+            policy = self.run.policy_of(number)
+            candidates = parts.sampler.sample(policy, parts.prompts.heldout, k, (parts.recipe.seed, "heldout"))
+            values, first = parts.rewards.parts(candidates), self.heldout(0)
+            reference = {name: [one.parts[name] for one in first] for name in values} if first else None
+            table.write_scored(path, parts.rewards.combine(candidates, values, reference), self.run.codec)
+        return self.heldout(number)
 
     def heldout(self, number: int) -> list[Scored]:
         """The held-out outputs of an evaluated round."""
         path = self.run.round(number).folder / HELDOUT
         return table.read_scored(path, self.run.codec) if path.exists() else []
 
-    @cached_property
-    def patience(self) -> int | None:
-        return self.parts.recipe.evaluate.patience
-
     @property
     def out_of_patience(self) -> bool:
         """No better held-out reward for ``patience`` evaluated rounds."""
-        rows = [row for row in self.run.history() if "heldout/reward_mean" in row]
-        best = self.run.best()
-        return self.patience is not None and sum(row["round"] > best for row in rows) >= self.patience
+        patience, best = self.parts.recipe.evaluate.patience, self.run.best()
+        later = [row for row in self.run.history() if "heldout/reward_mean" in row and row["round"] > best]
+        return patience is not None and len(later) >= patience
+
+
+def part_means(scored: Sequence[Scored]) -> dict[str, float]:
+    """``reward/<name>``: the mean of each part before weights and normalisation."""
+    means = {}
+    for name in scored[0].parts if scored else ():
+        values = [value for one in scored if (value := one.parts[name]) is not None]
+        if values:
+            means[f"reward/{name}"] = sum(values) / len(values)
+    return means
 
 
 def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:

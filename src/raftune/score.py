@@ -52,14 +52,21 @@ class Rewards:
         """The raw parts: one list per reward, None where not scored."""
         return {m.reward.name: checked(m.reward.name, m.reward, candidates) for m in self.members}
 
-    def combine(self, candidates: Sequence[Candidate], parts: Mapping[str, Part]) -> list[Scored]:
-        """Normalise each part over all ``candidates``, weigh, add. ``Scored.parts`` keeps the raw values."""
+    def combine(
+        self, candidates: Sequence[Candidate], parts: Mapping[str, Part], reference: Mapping[str, Part] | None = None
+    ) -> list[Scored]:
+        """Normalise each part, weigh, add. ``Scored.parts`` keeps the raw values.
+
+        ``zscore`` is over these ``candidates``; with ``reference`` it is over those parts instead, so that the sums of
+        two policies compare (else every policy's mean would be 0).
+        """
         terms = []
         for member in self.members:
-            part = parts[member.reward.name]
-            applies = _applies(candidates, part)
-            values = zscore(part) if member.normalise == "zscore" else part
-            terms.append((member.weight, values, applies))
+            name = member.reward.name
+            part = parts[name]
+            pool = part if reference is None else reference[name]
+            values = zscore(part, pool) if member.normalise == "zscore" else part
+            terms.append((member.weight, values, _applies(candidates, part)))
         scored = []
         for row, candidate in enumerate(candidates):
             summands = [
@@ -80,11 +87,11 @@ def _applies(candidates: Sequence[Candidate], part: Part) -> set[str]:
     return {c.prompt.id for c, value in zip(candidates, part, strict=True) if value is not None}
 
 
-def zscore(part: Part) -> list[float | None]:
-    """Standardise over the values that exist; a constant part becomes 0."""
-    values = [value for value in part if value is not None]
+def zscore(part: Part, pool: Part | None = None) -> list[float | None]:
+    """Standardise over the values that exist in ``pool`` (by default the part itself); a constant pool gives 0."""
+    values = [value for value in (part if pool is None else pool) if value is not None]
     if not values:
-        return list(part)
+        return [None if value is None else 0.0 for value in part]
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
     scale = deviation if deviation > 1e-12 * max(1.0, abs(mean)) else math.inf
