@@ -38,13 +38,13 @@ def main(
         figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         print("RESULT " + json.dumps(figures))
         return
-    print(json.dumps({"machine": machine()}), flush=True)
+    print(json.dumps({"machine": machine()}, ensure_ascii=False), flush=True)
     for case in options.case or cases:
         runs: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
         for _ in range(options.pairs):
             for side in runs:
                 runs[side].append(measure(case, side))
-        print(json.dumps(compare(case, runs, smaller_is_better)), flush=True)
+        print(json.dumps(compare(case, runs, smaller_is_better), ensure_ascii=False), flush=True)
 
 
 def measure(case: str, side: str) -> dict[str, float]:
@@ -63,15 +63,20 @@ def compare(case: str, runs: dict[str, list[dict[str, float]]], smaller: str | N
     pairs = list(zip(runs["ours"], runs["peer"], strict=True))
     ratios = [p[key] / o[key] if smaller else o[key] / p[key] for o, p in pairs]
     line: dict[str, Any] = {"case": case}
-    line |= {side: round(median(run[key] for run in runs[side]), 2) for side in ("ours", "peer")}
-    line |= {"ratio": round(median(ratios), 2), "ratios": [round(ratio, 2) for ratio in ratios]}
+    line |= {side: figure(median(run[key] for run in runs[side])) for side in ("ours", "peer")}
+    line |= {"ratio": figure(median(ratios)), "ratios": [figure(ratio) for ratio in ratios]}
     for name in runs["ours"][0]:
         if name not in {key}:
             for side in ("ours", "peer"):
                 if name in runs[side][0]:
-                    line[f"{side}_{name}"] = round(median(run[name] for run in runs[side]), 2)
-    line["memory_ratio"] = round(median(o["peak_gb"] / p["peak_gb"] for o, p in pairs), 2)
+                    line[f"{side}_{name}"] = figure(median(run[name] for run in runs[side]))
+    line["memory_ratio"] = figure(median(o["peak_gb"] / p["peak_gb"] for o, p in pairs))
     return line
+
+
+def figure(value: float) -> float:
+    """Three significant digits: more would be noise."""
+    return float(f"{value:.3g}")
 
 
 def machine() -> str:
