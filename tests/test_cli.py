@@ -227,6 +227,22 @@ def test_a_crash_between_commit_and_evaluation_loses_no_figure(work: Path, monke
     assert one["heldout/reward_mean"] == other["heldout/reward_mean"]
 
 
+def test_prompts_whose_ranking_tells_nothing_are_counted(work: Path) -> None:
+    """Of the eight prompts of a round those with an even number all tie, every third has no reward at all."""
+    (work / "my_rewards.py").write_text(
+        "def vowels(prompts, completions):\n"
+        "    n = [int(p.split()[-1]) for p in prompts]\n"
+        "    return [None if i % 3 == 0 else 1.0 if i % 2 == 0 else j for j, i in enumerate(n)]\n"
+    )
+    assert call("run", work / "recipe.yaml", "--out", work / "run", "--set", "rounds=1").exit_code == 0
+    here = work / "run" / "rounds" / "0001"
+    drawn = [int(p.id[1:]) for p in table.read_prompts(here / "prompts.parquet")]
+    row = json.loads((here / "metrics.json").read_text())
+    assert row["select/unscored_prompts"] == sum(n % 3 == 0 for n in drawn)
+    assert row["select/tied_prompts"] == sum(n % 2 == 0 and n % 3 != 0 for n in drawn)
+    assert row["chosen/candidates"] == 8 - row["select/unscored_prompts"]
+
+
 def test_lora_runs_too(work: Path, tiny: Path) -> None:
     result = call("run", work / "recipe.yaml", "--out", work / "run", "--set", "tune.lora.r=4")
     assert result.exit_code == 0, result.output

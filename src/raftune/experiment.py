@@ -14,6 +14,7 @@ from .build import Parts
 from .errors import UserError
 from .loop import raft
 from .prompts import draw
+from .rank import rank
 from .store import Run
 from .types import Scored, seed_of
 
@@ -67,14 +68,19 @@ class Experiment:
         return run.metrics(number)
 
     def _describe(self, number: int) -> None:
-        """Figures of what was sampled."""
+        """Figures of what was sampled, and of the prompts whose ranking tells nothing."""
         here, run = self.run.round(number), self.run
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
         figures = self.parts.describe([one.candidate for one in scored]) | part_means(scored)
         seconds = run.metrics(number).get("time/sample_s")
         if seconds and "length_mean" in figures:
             figures["tokens_per_s"] = figures["length_mean"] * len(scored) / seconds
-        run.log(number, {f"sample/{name}": value for name, value in figures.items()})
+        rankings = rank(scored)
+        counts = {
+            "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
+            "select/unscored_prompts": sum(not ranking.scored for ranking in rankings),
+        }
+        run.log(number, {f"sample/{name}": value for name, value in figures.items()} | counts)
 
     def _evaluate(self, number: int) -> None:
         """Figures on the held-out prompts."""
