@@ -7,33 +7,33 @@ RUN := HF_HUB_OFFLINE=1 $(BIN)
 .PHONY: quickstart test check bench clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
-	$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
+	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
 
 test: $(VENV)/.dev  ## under ten minutes on two cores, no GPU, no model hub
-	$(RUN)/raftune run recipes/quickstart.yaml --dry-run > /dev/null  # fetches the real model, once
-	$(RUN)/python -m pytest
+	@$(RUN)/raftune run recipes/quickstart.yaml --dry-run > /dev/null  # fetches the real model, once
+	@$(RUN)/python -m pytest
 
 check: $(VENV)/.dev  ## format, lint, types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/pyright
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
 
 bench: $(VENV)/.bench  ## both sides of every comparison; one JSON line a case
-	$(RUN)/python bench/sample.py
-	$(RUN)/python bench/tune.py
-	$(RUN)/python bench/round.py
+	@$(RUN)/python bench/sample.py
+	@$(RUN)/python bench/tune.py
+	@$(RUN)/python bench/round.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # torch first and by version, so that no other package pulls its own choice of it
 define install
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
-	touch $@
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+	@touch $@
 endef
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
