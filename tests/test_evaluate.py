@@ -37,7 +37,8 @@ def test_msttr_is_the_mean_over_whole_segments() -> None:
 def test_perplexity_and_kl_are_the_librarys(tiny: Path, tmp_path: Path) -> None:
     """Perplexity from the library's token-mean loss; the policy is another model, so KL is not zero."""
     policy = build_model(tmp_path / "policy", seed=4)
-    candidates = TextSampler(max_new_tokens=12).sample(policy, prompts_of("One", "Another prompt"), 3, (0,))
+    prompts = prompts_of("One", "Another prompt")  # outputs of unequal length: tokens count, not outputs
+    candidates = [c for n in (3, 12) for c in TextSampler(max_new_tokens=n).sample(policy, prompts, 3, (0,))]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny).eval(), AutoTokenizer.from_pretrained(tiny)
     total, tokens, gaps = 0.0, 0, []
     for c in candidates:
