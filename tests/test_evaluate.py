@@ -51,7 +51,7 @@ def test_perplexity_and_kl_are_the_librarys(tiny: Path, tmp_path: Path) -> None:
     figures = judge([Scored(c, 0.5) for c in candidates], tiny)
     assert figures["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
     assert figures["kl"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-3)
-    assert figures["kl"] > 1
+    assert figures["kl"] > 0.1
     assert figures["reward_mean"] == 0.5
 
 
