@@ -13,6 +13,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -85,6 +86,36 @@ def machine() -> str:
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities().get("cpu_name")
     return f"{where}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
+
+
+def trl_options(scratch: str) -> dict[str, Any]:
+    """What every TRL peer is told: the hardware's precision, no reports, nothing saved. The rest stays as it comes."""
+    import torch
+
+    from raftune.models import compute_dtype, device
+
+    return {
+        "output_dir": scratch,
+        "learning_rate": 2e-5,
+        "bf16": compute_dtype(device()) == torch.bfloat16,
+        "use_cpu": device().type == "cpu",
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def stopwatch() -> tuple[Any, list[float]]:
+    """A trainer callback and the times at which its optimiser steps ended."""
+    from transformers import TrainerCallback
+
+    stamps: list[float] = []
+
+    class Stopwatch(TrainerCallback):
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            stamps.append(time.perf_counter())
+
+    return Stopwatch(), stamps
 
 
 def real_model() -> str:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import ClassVar
 
-from paired import main, openings, real_model
+from paired import main, openings, real_model, stopwatch, trl_options
 
 CASES = {"round 24×8×40": {"b": 24, "k": 8, "new": 40}}
 
@@ -44,36 +43,23 @@ def ours(b: int, k: int, new: int) -> dict[str, float]:
 def peer(b: int, k: int, new: int) -> dict[str, float]:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-    from raftune.models import compute_dtype, device
 
     analyzer = SentimentIntensityAnalyzer()
 
     def reward(completions: list[str], **columns: object) -> list[float]:
         return [analyzer.polarity_scores(completion)["compound"] for completion in completions]
 
-    class Watch(TrainerCallback):
-        stamps: ClassVar[list[float]] = []
-
-        def on_step_end(self, *args: object, **kwargs: object) -> None:
-            self.stamps.append(time.perf_counter())
-
+    callback, stamps = stopwatch()
     with tempfile.TemporaryDirectory() as scratch:
         config = GRPOConfig(
-            output_dir=scratch,
             per_device_train_batch_size=b * k,
             num_generations=k,
             max_completion_length=new,
             max_steps=2,
-            learning_rate=2e-5,
-            bf16=compute_dtype(device()) == torch.bfloat16,
-            use_cpu=device().type == "cpu",
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            **trl_options(scratch),
         )
         GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(real_model(), dtype=torch.float32),
@@ -81,9 +67,9 @@ def peer(b: int, k: int, new: int) -> dict[str, float]:
             args=config,
             train_dataset=Dataset.from_list([{"prompt": text} for text in openings()]),
             processing_class=AutoTokenizer.from_pretrained(real_model()),
-            callbacks=[Watch()],
+            callbacks=[callback],
         ).train()
-    return {"seconds": Watch.stamps[1] - Watch.stamps[0]}
+    return {"seconds": stamps[1] - stamps[0]}
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
-from paired import main, real_model
+from paired import main, real_model, stopwatch, trl_options
 
 CASES = {
     "tune, SFTTrainer as it comes": {"examples": 96, "checkpointing": True},
@@ -62,43 +61,23 @@ def rate(work: list[tuple[list[int], list[int]]], stamps: list[float]) -> float:
 def peer(examples: int, checkpointing: bool) -> dict[str, float]:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from raftune.models import compute_dtype, device
-
-    model = AutoModelForCausalLM.from_pretrained(real_model(), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(real_model())
-
-    def dataset(work: list[tuple[list[int], list[int]]]) -> Dataset:
-        return Dataset.from_list(
-            [{"input_ids": [*p, *o], "completion_mask": [0] * len(p) + [1] * len(o)} for p, o in work]
-        )
-
-    class Watch(TrainerCallback):
-        stamps: ClassVar[list[float]] = []
-
-        def on_step_end(self, *args: object, **kwargs: object) -> None:
-            self.stamps.append(time.perf_counter())
-
     work = pairs(examples)
+    callback, stamps = stopwatch()
     with tempfile.TemporaryDirectory() as scratch:
-        config = SFTConfig(
-            output_dir=scratch,
-            per_device_train_batch_size=8,
-            num_train_epochs=1,
-            learning_rate=2e-5,
-            bf16=compute_dtype(device()) == torch.bfloat16,
-            use_cpu=device().type == "cpu",
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            **({} if checkpointing else {"gradient_checkpointing": False}),
-        )
+        changed = {} if checkpointing else {"gradient_checkpointing": False}
         SFTTrainer(
-            model=model, args=config, train_dataset=dataset(work), processing_class=tokenizer, callbacks=[Watch()]
+            model=AutoModelForCausalLM.from_pretrained(real_model(), dtype=torch.float32),
+            args=SFTConfig(per_device_train_batch_size=8, num_train_epochs=1, **trl_options(scratch), **changed),
+            train_dataset=Dataset.from_list(
+                [{"input_ids": [*p, *o], "completion_mask": [0] * len(p) + [1] * len(o)} for p, o in work]
+            ),
+            processing_class=AutoTokenizer.from_pretrained(real_model()),
+            callbacks=[callback],
         ).train()
-    return {"rate": rate(work, Watch.stamps)}
+    return {"rate": rate(work, stamps)}
 
 
 if __name__ == "__main__":
