@@ -48,7 +48,7 @@ def ours(examples: int, checkpointing: bool) -> dict[str, float]:
         return lambda done: stamps.append(time.perf_counter()) if done else None, lambda: None
 
     with tempfile.TemporaryDirectory() as scratch, progress.shown_by(watch):
-        Session(TextLearner(learning_rate=2e-5, batch_size=8), real_model(), work, Path(scratch), (0,)).run()
+        Session(TextLearner(learning_rate=2e-5, batch_size=8), real_model(), work, Path(scratch) / "policy", (0,)).run()
     return {"rate": rate(work, stamps)}
 
 

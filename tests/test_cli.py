@@ -381,6 +381,67 @@ def test_a_failing_reward_loses_nothing(work: Path, tiny: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
 
 
+def test_a_mended_reward_scores_the_whole_round(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It breaks after some shards; the new version's numbers never stand beside the old one's."""
+    old = "n = []\ndef vowels(completions):\n    n.append(0)\n    assert len(n) < 4\n"
+    (work / "my_rewards.py").write_text(f"{old}    return [1000.0] * len(completions)\n")
+    assert call("run", work / "recipe.yaml", "--out", work / "run", "--set", "rounds=1").exit_code == 2
+    assert len(list((work / "run" / "rounds" / "0001" / "scoring").iterdir())) == 2
+    (work / "my_rewards.py").write_text(
+        "def vowels(completions):\n    return [float(i) for i in range(len(completions))]\n"
+    )
+    assert call("run", work / "recipe.yaml", "--out", work / "run", "--set", "rounds=1").exit_code == 0
+    scored = table.read_scored(work / "run" / "rounds" / "0001" / "scored.parquet", CODEC)
+    assert max(s.reward for s in scored) < 1000
+    assert "the reward's code changed since this run began" in caplog.text
+
+
+def test_a_shortened_run_says_what_is_best(work: Path) -> None:
+    changes = ["--set", "evaluate.every=2", "--out", work / "run"]
+    assert call("run", work / "recipe.yaml", *changes, "--set", "rounds=4").exit_code == 0
+    assert call("run", work / "recipe.yaml", *changes, "--set", "rounds=3").exit_code == 0
+
+
+def test_what_is_the_users_is_not_overwritten(work: Path, tiny: Path) -> None:
+    """`--out` is looked at before any work is done."""
+    mine = work / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("precious")
+    stages = {
+        "tune": ["--policy", tiny, "--chosen", work / "absent.parquet"],
+        "sample": ["--policy", tiny, "--prompts", work / "prompts.jsonl"],
+        "score": ["--candidates", work / "absent.parquet", "--reward", "vader"],
+        "select": ["--scored", work / "absent.parquet"],
+    }
+    for stage, arguments in stages.items():
+        for out in (mine, work / "prompts.jsonl" / "below"):
+            result = call(stage, *arguments, "--out", out)
+            assert result.exit_code == 2
+            assert f"--out {out}" in result.stderr
+    assert (mine / "notes.txt").read_text() == "precious"
+
+
+DAMAGE = {
+    "rounds/0001/candidates/00001.parquet": "00001.parquet: not a parquet file, or damaged",
+    "rounds/0000/metrics.json": "metrics.json: damaged; delete it",
+    "fingerprint": "fingerprint: damaged",
+    "rounds/0001/policy/model.safetensors": "does not load",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_run_is_one_line(name: str, work: Path) -> None:
+    assert call("run", work / "recipe.yaml", "--out", work / "run", "--set", "rounds=1").exit_code == 0
+    file = work / "run" / name
+    file.write_bytes(file.read_bytes()[:20])
+    if "candidates" in name:
+        (work / "run" / "rounds" / "0001" / "DONE").unlink()
+    result = call("run", work / "recipe.yaml", "--out", work / "run", "--set", "rounds=2")
+    assert result.exit_code == 2, result.output
+    assert DAMAGE[name] in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_a_full_disk_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real error of the real system call: /dev/full."""
     from raftune import files
@@ -417,7 +478,7 @@ def test_signals_finish_the_shard_and_exit_3(name: str, stage: str, work: Path, 
     here = work / "run" / "rounds" / "0001"
     assert not (here / "DONE").exists()
     if stage == "tuning":
-        assert (here / "tuning" / "step.json").exists()
+        assert (here / "policy.tuning" / "step.json").exists()
 
 
 def wait_for(path: Path, running: subprocess.Popen[str], seconds: float = 60) -> None:

@@ -16,7 +16,7 @@ BACKENDS = ("sample/", "reward/", "tune/", "evaluate/")
 ALLOWED = {
     "errors": set(),
     "types": set(),
-    "files": set(),
+    "files": {"errors"},
     "interrupt": {"errors"},
     "progress": set(),
     "protocols": {"types"},

@@ -58,8 +58,8 @@ def until(happened: Callable[[], bool], running: object, seconds: float = 60) ->
 POINTS = [  # what is on disk of a round when the process is killed
     *("rounds/0001/prompts.parquet", "rounds/0001/candidates/00000.parquet", "rounds/0001/candidates/00002.parquet"),
     *("rounds/0001/scoring/00001.json", "rounds/0001/scored.parquet", "rounds/0001/chosen.parquet"),
-    *("rounds/0001/tuning/step.json", "rounds/0001/policy", "rounds/0001/DONE", "rounds/0001/heldout.parquet"),
-    *("rounds/0002/candidates/00001.parquet", "rounds/0002/scoring/00002.json", "rounds/0002/tuning/step.json"),
+    *("rounds/0001/policy.tuning/step.json", "rounds/0001/policy", "rounds/0001/DONE", "rounds/0001/heldout.parquet"),
+    *("rounds/0002/candidates/00001.parquet", "rounds/0002/scoring/00002.json", "rounds/0002/policy.tuning/step.json"),
 ]
 
 

@@ -66,11 +66,28 @@ def test_messages_and_other_columns(tmp_path: Path) -> None:
         (['{"text": "a"}'], "line 1: no column 'prompt'; it has text"),
         (['{"prompt": 5}'], "line 1: a prompt is a text or a list"),
         (['{"prompt": [{"role": "user"}]}'], "line 1: a prompt is a text or a list"),
+        (['{"prompt": [{"role": "user", "content": null}]}'], "line 1: a message's content is a text"),
+        (['{"prompt": "\\ud800"}'], "line 1: half a surrogate"),
     ],
 )
 def test_bad_rows_are_named(lines: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         parse(read_rows(write(tmp_path / "p.jsonl", lines)))
+
+
+def test_other_encodings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "caf\xe9"}')
+    with pytest.raises(UserError, match="line 2: not UTF-8"):
+        read_rows(str(tmp_path / "p.jsonl"))
+
+
+def test_text_parts_and_odd_columns_become_what_comes_back_from_disk() -> None:
+    import datetime
+
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]}]
+    prompt = parse([("", {"prompt": parts, "when": datetime.date(2026, 1, 2), "n": [1]})])[0]
+    assert prompt.content == ({"role": "user", "content": "Hi there"},)
+    assert prompt.columns == {"when": "2026-01-02", "n": [1]}
 
 
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
@@ -94,6 +111,7 @@ def test_the_split_is_by_id_and_seed() -> None:
     assert {p.id for p in split(prompts[::-1], 10, seed=1)[1]} == {p.id for p in held}
     assert {p.id for p in split(prompts, 10, seed=2)[1]} != {p.id for p in held}
     assert len(split(prompts, 0.1, seed=1)[1]) == 5
+    assert len(split(prompts[:3], 0.1, seed=1)[1]) == 1
     # One prompt more does not move the others across the line, but for the one it displaces
     assert len({p.id for p in held} - {p.id for p in split([*prompts, Prompt("new", "n")], 10, seed=1)[1]}) <= 1
     with pytest.raises(UserError, match="leave none"):

@@ -154,7 +154,7 @@ def test_rules_by_name(text: str, rule: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["bset", "best:0", "best:x", "top", "top:0", "top:1.5", "above:inf", "above:nan", "random:2.0"]
+    "text", ["bset", "best:0", "best:x", "top", "top:0", "top:1.5", "above:inf", "above:nan", "random:2.0", "random:0"]
 )
 def test_wrong_rules_are_named(text: str) -> None:
     with pytest.raises(UserError, match=r"select\.rule"):

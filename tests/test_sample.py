@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -266,6 +267,40 @@ def test_plan_keeps_its_bounds() -> None:
         rows = {row for row, _ in batch}
         assert len(batch) <= 6
         assert sum(lengths[row] for row in rows) + 10 * len(batch) <= 120 or len(batch) == 1
+
+
+def test_the_generate_path_leaves_the_models_own_penalties_out(model_of: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    plain = model_of("mamba")
+    shutil.copytree(plain, tmp_path / "penal")
+    settings = {
+        "eos_token_id": EOS,
+        "repetition_penalty": 50.0,
+        "suppress_tokens": [10, 11],
+        "do_sample": True,
+        "top_k": 3,
+    }
+    (tmp_path / "penal" / "generation_config.json").write_text(json.dumps(settings))
+    one, other = (
+        TextSampler(max_new_tokens=12).sample(p, prompts_of(*TEXTS), 4, (0,)) for p in (plain, tmp_path / "penal")
+    )
+    assert [c.output for c in one] == [c.output for c in other]
+
+
+def test_broken_weights_are_not_sampled_from(tiny: Path) -> None:
+    model = load_model(tiny, torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = float("nan")
+    assert probe.prepare(load_model(tiny, torch.float32), 20)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(UserError, match="not numbers"):
+        decode_shared(model, Work([[1, 2]], [0], uniforms([(0,)], 3)), Temper(), NEVER)
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(UserError, match=r"sample\.stop"):
+        TextSampler(stop=("a", ""))
 
 
 def test_k_below_one_is_refused(tiny: Path) -> None:

@@ -86,6 +86,8 @@ def test_a_part_that_does_not_apply_to_a_prompt_is_left_out_but_a_hole_is_a_hole
         ([1, 2, 3, math.inf], "inf"),
         ([1, 2, 3, "x"], "'x'"),
         ([1, 2, -math.inf, 3], "-inf"),
+        ([1, 10**400, 2, 3], "1000"),
+        ([1, 2, 1e200, 3], "1e.200"),
     ],
 )
 def test_a_broken_reward_is_an_error_that_names_it(values: list[Any], said: str) -> None:
@@ -144,6 +146,38 @@ def test_a_function_is_given_what_it_names_and_a_missing_column_is_named() -> No
     assert FunctionReward(by_answer, "r")([Candidate(prompt, 0, Text("A"))]) == [7.5]
     with pytest.raises(UserError, match="column 'answer'; the prompts have none"):
         FunctionReward(by_answer, "r")(FOUR)
+
+
+def test_any_callable_is_a_reward_and_exit_is_an_error() -> None:
+    import functools
+
+    def scaled(completions: list[str], by: float) -> list[float]:
+        return [by * len(c) for c in completions]
+
+    class Length:
+        def __call__(self, completions: list[str]) -> list[float]:
+            return [float(len(c)) for c in completions]
+
+    both = rewards(functools.partial(scaled, by=2.0), Length())(FOUR)
+    assert [one.reward for one in both] == [3, 6, 9, 0]
+
+    def leaves(completions: list[str]) -> list[float]:
+        raise SystemExit(0)
+
+    with pytest.raises(UserError, match="reward 'leaves' raised SystemExit"):
+        rewards(leaves)(FOUR)
+
+
+def test_coroutines_are_awaited_inside_a_running_loop_too() -> None:
+    import asyncio
+
+    async def later(completions: list[str]) -> list[float]:
+        return [1.0] * len(completions)
+
+    async def notebook() -> Any:
+        return FunctionReward(later, "r")(FOUR)
+
+    assert asyncio.run(notebook()) == [1.0] * 4
 
 
 def test_coroutines_are_awaited() -> None:

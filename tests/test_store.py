@@ -190,6 +190,15 @@ def test_another_recipe_is_refused_by_key(tmp_path: Path) -> None:
     Run(tmp_path / "run", "model", settings={"sample.k": 8, "seed": 0}).close()
 
 
+def test_the_loop_settles_what_it_was_started_with(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", "model") as run:
+        start(run, Counter(), rounds=1)
+    with Run(tmp_path / "run", "model") as run, pytest.raises(UserError, match=r"loop.select \('Best"):
+        start(run, Counter(), select=Random())
+    with Run(tmp_path / "run", "model") as run:
+        assert [r.number for r in start(run, Counter())] == [2]
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds 'thesis.tex' and no run"):

@@ -87,7 +87,7 @@ def test_tuning_is_the_textbooks(tiny: Path, tmp_path: Path, batch_tokens: int) 
     learner = TextLearner(learning_rate=1e-3, epochs=2, batch_size=4, batch_tokens=batch_tokens)
     out = learner.tune(tiny, chosen, tmp_path / "policy", (0, 1))
     pairs = pairs_of(chosen)
-    session = Session(learner, tiny, pairs, tmp_path / "elsewhere", (0, 1))
+    session = Session(learner, tiny, pairs, tmp_path / "elsewhere" / "policy", (0, 1))
     steps = [[pairs.index(pair) for pair in step] for step in session.steps()]
     assert sorted(row for step in steps for row in step) == sorted([*range(6), *range(6)])
     wanted, found = textbook(tiny, pairs, steps, 1e-3), weights(out)
@@ -144,9 +144,9 @@ def test_a_resumed_tuning_ends_with_the_same_weights(
         learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
     monkeypatch.setattr(Session, "_update", update)
     assert not (tmp_path / "b" / "policy").exists()
-    assert (tmp_path / "b" / "tuning").exists() == (stop_at > 1)
+    assert (tmp_path / "b" / "policy.tuning").exists() == (stop_at > 1)
     resumed = learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
-    assert not (tmp_path / "b" / "tuning").exists()
+    assert not (tmp_path / "b" / "policy.tuning").exists()
     if lora is None:
         assert equal(undisturbed, resumed)
     else:
@@ -165,14 +165,14 @@ def test_a_signal_saves_the_step_and_stops(tiny: Path, tmp_path: Path, monkeypat
     with pytest.raises(Interrupted, match="SIGTERM"):
         learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
     monkeypatch.setattr(interrupt, "_received", [])
-    assert read_json(tmp_path / "b" / "tuning" / "step.json")["step"] == 1
+    assert read_json(tmp_path / "b" / "policy.tuning" / "step.json")["step"] == 1
     assert equal(undisturbed, learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1)))
 
 
 def test_the_state_of_another_tuning_is_not_used(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = chosen_of(OUTPUTS)
     slow, fast = (TextLearner(learning_rate=rate, epochs=2, batch_size=2, save_steps=1) for rate in (1e-4, 1e-3))
-    session = Session(slow, tiny, pairs_of(chosen), tmp_path / "b", (0, 1))
+    session = Session(slow, tiny, pairs_of(chosen), tmp_path / "b" / "policy", (0, 1))
     session.step = 3
     session.store()
     undisturbed = fast.tune(tiny, chosen, tmp_path / "a" / "policy", (0, 1))
@@ -260,7 +260,34 @@ def test_nothing_to_learn_from(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_groups_keep_the_budget() -> None:
-    groups = within_budget([5, 1, 9, 3, 3, 20], lambda n: n, 10)
+    groups = within_budget([5, 1, 9, 3, 3, 20], lambda n: (n,), 10)
     assert groups == [[1, 3, 3], [5], [9], [20]]
     assert all(len(group) * max(group) <= 10 or len(group) == 1 for group in groups)
     assert math.prod(map(len, groups)) == 3
+    # Prompts and outputs are padded apart: a long prompt and a long output in one group would cost 2 × 200
+    assert within_budget([(1, 100), (100, 1)], lambda pair: pair, 202) == [[(1, 100)], [(100, 1)]]
+
+
+def test_the_state_of_the_same_tuning_of_other_answers_is_not_used(tiny: Path, tmp_path: Path) -> None:
+    learner = TextLearner(learning_rate=1e-3, epochs=2, batch_size=2)
+    first, second = chosen_of(OUTPUTS), chosen_of(OUTPUTS[::-1])
+    session = Session(learner, tiny, pairs_of(first), tmp_path / "b" / "policy", (0, 1))
+    session.step = 1
+    session.store()
+    undisturbed = learner.tune(tiny, second, tmp_path / "a" / "policy", (0, 1))
+    assert equal(undisturbed, learner.tune(tiny, second, tmp_path / "b" / "policy", (0, 1)))
+
+
+def test_a_diverging_tuning_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    learner = TextLearner(learning_rate=1e30, batch_size=1, max_grad_norm=1e30)
+    with pytest.raises(UserError, match=r"the loss is nan at step \d; lower tune.learning_rate"):
+        learner.tune(tiny, chosen_of(OUTPUTS), tmp_path / "policy", (0,))
+    assert not (tmp_path / "policy").exists()
+
+
+def test_another_rank_than_the_adapters_is_refused(tiny: Path, tmp_path: Path) -> None:
+    first = TextLearner(lora=Lora(r=4)).tune(tiny, chosen_of(OUTPUTS), tmp_path / "1", (0,))
+    with pytest.raises(UserError, match="is an adapter with r=4, alpha=32"):
+        TextLearner(lora=Lora(r=8)).tune(first, chosen_of(OUTPUTS), tmp_path / "2", (0,))
+    with pytest.raises(UserError, match=r"tune\.lora: .*nope"):
+        TextLearner(lora=Lora(target_modules=("nope",))).tune(tiny, chosen_of(OUTPUTS), tmp_path / "3", (0,))

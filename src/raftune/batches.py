@@ -16,14 +16,26 @@ IGNORE = -100
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, output ids
 
 
-def within_budget(items: Iterable[T], length: Callable[[T], int], budget: int) -> list[list[T]]:
-    """Items of like length together, shortest first, at most ``budget`` padded tokens a group (at least one item)."""
+def sizes(pair: Pair) -> tuple[int, int]:
+    """Lengths of prompt and output, which are padded apart."""
+    return len(pair[0]), len(pair[1])
+
+
+def within_budget(items: Iterable[T], size: Callable[[T], tuple[int, ...]], budget: int) -> list[list[T]]:
+    """Items of like length together, shortest first, at most ``budget`` padded tokens a group (at least one item).
+
+    ``size`` gives the lengths of an item's parts; each part is padded to its longest in the group.
+    """
     groups: list[list[T]] = []
-    for item in sorted(items, key=length):
-        if groups and (len(groups[-1]) + 1) * length(item) <= budget:
+    longest: tuple[int, ...] = ()
+    for item in sorted(items, key=lambda item: sum(size(item))):
+        together = tuple(map(max, longest, size(item)))
+        if groups and (len(groups[-1]) + 1) * sum(together) <= budget:
             groups[-1].append(item)
+            longest = together
         else:
             groups.append([item])
+            longest = size(item)
     return groups
 
 

@@ -131,7 +131,11 @@ def _custom(key: str, spec: str, beside: Path, options: dict[str, Any]) -> Any:
         raise UserError(f"{key}: {spec} is a {type(part).__name__}, not a class")
     parameters = inspect.signature(part).parameters.values()
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return part(**{name: value for name, value in options.items() if takes_all or name in {p.name for p in parameters}})
+    given = {name: value for name, value in options.items() if takes_all or name in {p.name for p in parameters}}
+    try:
+        return part(**given)
+    except TypeError as error:
+        raise UserError(f"{key}: {spec}({', '.join(given)}) raised TypeError: {error}") from error
 
 
 def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
@@ -186,6 +190,8 @@ def prompts(recipe: Recipe, policy: str, beside: Path = Path()) -> prompt_rules.
         counts |= {f"heldout_{rule}": count for rule, count in dropped.items()}
     else:
         train, heldout = prompt_rules.split(usable, config.heldout, recipe.seed)
+    if not heldout:
+        raise UserError(f"prompts.heldout: {config.heldout} has no usable prompt")
     kept = prompt_rules.without(train, heldout)
     counts["also_heldout"] = len(train) - len(kept)
     if recipe.sample.prompts_per_round > len(kept):

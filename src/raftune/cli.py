@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import files
 from .errors import UserError
 from .exits import exits
 
@@ -116,7 +118,8 @@ def _conclude(console: Console, experiment_: Any, folder: Path) -> None:
     if before and after:
         pairs = experiment.demonstrate(before, after, 3, experiment_.parts.recipe.seed)
         console.print(show.before_after(pairs, shown))
-    console.print(f"best policy: {folder / 'best'} (round {best} of {last})", highlight=False, soft_wrap=True)
+    where = folder / "best" if (folder / "best").exists() else experiment_.parts.model
+    console.print(f"best policy: {where} (round {best} of {last})", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -145,6 +148,7 @@ def sample(
         sampler.temper  # type: ignore[attr-defined]  # noqa: B018 - checks the ranges
     except ValueError as error:
         raise UserError(str(error)) from None
+    _check_out(out)
     located = build.model(policy)
     usable, counts = tidy(parse(read_rows(prompts), column), build.token_counter(located), max_prompt_tokens)
     _say_dropped(_console(), counts)
@@ -167,6 +171,7 @@ def score(
     from . import build, table
     from .config import RewardConfig
 
+    _check_out(out)
     codec = table.TextCodec()
     rewards = build.rewards([RewardConfig(use=spec) for spec in reward])
     with _bars():
@@ -187,6 +192,7 @@ def select(
     """Choose what to learn from."""
     from . import rank, table
 
+    _check_out(out)
     codec = table.TextCodec()
     chosen = rank.choose(rank.parse_rule(rule, skip_tied), table.read_scored(scored, codec), (seed, "select"))
     table.write_scored(out, chosen, codec, {table.key_of(one) for one in chosen})
@@ -210,6 +216,7 @@ def tune(
     from . import build, table
     from .config import LoraConfig, TuneConfig
 
+    _check_out(out, folder=True)
     if not learning_rate > 0:
         raise UserError(f"--learning-rate: must be > 0, got {learning_rate}")
     config = TuneConfig(
@@ -243,16 +250,30 @@ def evaluate(
     from .evaluate.text import judge
     from .prompts import parse, read_rows, tidy
 
+    _check_out(out)
     located = build.model(policy)
     rewards = build.rewards([RewardConfig(use=spec) for spec in reward])
     usable, counts = tidy(parse(read_rows(prompts), column))
     _say_dropped(_console(), counts)
+    if not usable:
+        raise UserError(f"{prompts}: no usable prompt")
     with _bars():
         candidates = build.sampler("text", max_new_tokens=max_new_tokens).sample(located, usable, k, (seed, "heldout"))
         figures = judge(rewards(candidates), build.model(initial) if initial else located)
     files.write_json(out, {f"heldout/{name}": value for name, value in figures.items()})
     for name, value in figures.items():
         _console().print(f"{name:>14}  {value:.4g}", highlight=False)
+
+
+def _check_out(out: Path, folder: bool = False) -> None:
+    """Before any work: can ``out`` be written, without anything of the user's being overwritten?"""
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: {above} cannot be written to")
+    if not folder and out.is_dir():
+        raise UserError(f"--out {out}: is a directory; name a file")
+    if folder and out.exists() and not (out / files.FIGURES).exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: holds something else than a tuned policy; name an empty or new directory")
 
 
 def _bars() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from .rank import rank
 from .store import Run
 from .types import Scored, seed_of
 
+log = logging.getLogger("raftune")
 HELDOUT = "heldout.parquet"
 
 
@@ -39,6 +41,7 @@ class Experiment:
     def rounds(self) -> Iterator[dict[str, Any]]:
         """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first."""
         recipe, parts, run = self.parts.recipe, self.parts, self.run
+        self._compare_rewards()
         for number in range(run.last + 1):
             yield self.complete(number)
         loop = raft(
@@ -62,10 +65,17 @@ class Experiment:
         if number and "sample/finished" not in run.metrics(number):
             self._describe(number)
         due = number % recipe.evaluate.every == 0 or number == recipe.rounds
-        if due and "heldout/reward_mean" not in run.metrics(number):
+        there = number == 0 or (run.round(number).folder / "policy").exists()  # or pruned in an earlier session
+        if due and there and "heldout/reward_mean" not in run.metrics(number):
             self._evaluate(number)
         run.prune({run.best(), run.last} if recipe.keep == "best" else set(range(1, run.last + 1)))
         return run.metrics(number)
+
+    def _compare_rewards(self) -> None:
+        """Say so if the reward's code changed since an earlier session: the run goes on, but its figures part here."""
+        versions = {row.get("heldout/reward_version") for row in self.run.history()} - {None}
+        if versions - {self.parts.rewards.version}:
+            log.warning("the reward's code changed since this run began: figures of earlier rounds do not compare")
 
     def _describe(self, number: int) -> None:
         """Figures of what was sampled, and of the prompts whose ranking tells nothing."""
@@ -88,7 +98,8 @@ class Experiment:
         with here.timed("evaluate"):
             scored = self._heldout(number)
             figures = self.parts.judge(scored) | part_means(scored)
-        self.run.log(number, {f"heldout/{name}": value for name, value in figures.items()} | here.figures)
+        version = {"heldout/reward_version": self.parts.rewards.version}
+        self.run.log(number, {f"heldout/{name}": value for name, value in figures.items()} | here.figures | version)
 
     def _heldout(self, number: int) -> list[Scored]:
         """The same uniforms every round: what differs between two rounds is the policy, not the luck of the draw.
@@ -142,7 +153,9 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
         ("select", repr(rule)),
         ("tune", repr(learner)),
     ]
-    some = prompts.train[:1]
+    some = [
+        max(prompts.train + prompts.heldout, key=lambda prompt: len(str(prompt.content)))
+    ]  # the one that may not fit
     scored = parts.rewards(parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run")))
     if all(one.reward is None for one in scored):
         raise UserError(f"reward: scored none of {len(scored)} samples of prompt {some[0].id!r}")

@@ -38,6 +38,7 @@ def raft(
         UserError: the reward broke its contract or nothing was chosen. The candidates stay on disk.
         Interrupted: a signal asked for it; everything done so far is on disk.
     """
+    run.settle(k=k, seed=seed, shard=shard, select=repr(select))
     for number in run.remaining(rounds):
         here, address = run.round(number), (seed, number)
         prompts = here.prompts(lambda: draw(number))

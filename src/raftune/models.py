@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from . import assets
@@ -138,7 +139,7 @@ def _loading(folder: str, load: Callable[[], T]) -> T:
     try:
         with quiet():
             return load()
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model: {folder} does not load: {line}") from error
 

@@ -51,11 +51,15 @@ def _line(error: Exception) -> str:
 
 
 def _jsonl_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
+    with file.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            where = f"{file} line {number}"
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                raise UserError(f"{where}: not UTF-8; convert the file") from None
             if not line.strip():
                 continue
-            where = f"{file} line {number}"
             try:
                 row = json.loads(line)
             except ValueError as error:
@@ -71,7 +75,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a parquet file ({_line(error)})") from None
     for number, row in enumerate(rows):
         yield f"{file} row {number}", row
@@ -84,7 +88,9 @@ def parse(rows: Iterable[Row], column: str = "prompt") -> list[Prompt]:
         if column not in row:
             raise UserError(f"{where}: no column {column!r}; it has {', '.join(sorted(row)) or 'none'}")
         content = _content(where, row[column])
-        columns = {key: value for key, value in row.items() if key not in {column, "id"}}
+        # As they will come back from disk, so that a reward sees the same types in every stage
+        plain = json.loads(json.dumps(row, default=str))
+        columns = {key: value for key, value in plain.items() if key not in {column, "id"}}
         key = row.get("id")
         stable = digest("prompt", json.dumps(row, sort_keys=True, default=str)).hex()
         prompts.append(Prompt(stable if key is None else str(key), content, columns))
@@ -93,10 +99,27 @@ def parse(rows: Iterable[Row], column: str = "prompt") -> list[Prompt]:
 
 def _content(where: str, value: object) -> str | tuple[dict[str, str], ...]:
     if value is None or isinstance(value, str):
-        return value or ""
+        return _text(where, value or "")
     if isinstance(value, list) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value):
-        return tuple({"role": str(turn["role"]), "content": str(turn["content"])} for turn in value)
+        return tuple({"role": str(turn["role"]), "content": _turn(where, turn["content"])} for turn in value)
     raise UserError(f"{where}: a prompt is a text or a list of {{role, content}} messages, not {type(value).__name__}")
+
+
+def _text(where: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half a surrogate pair is no text; write the character itself") from None
+    return text
+
+
+def _turn(where: str, content: object) -> str:
+    """A message's text: a string, or a list of text parts."""
+    if isinstance(content, str):
+        return _text(where, content)
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return _text(where, "".join(str(part.get("text", "")) for part in content))
+    raise UserError(f"{where}: a message's content is a text or a list of text parts, not {content!r:.60}")
 
 
 def is_empty(prompt: Prompt) -> bool:
@@ -127,7 +150,7 @@ def tidy(
 
 def split(prompts: Sequence[Prompt], heldout: int | float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """(train, held-out): ``heldout`` prompts, or that fraction. Who is held out depends on seed and id, not order."""
-    count = round(len(prompts) * heldout) if isinstance(heldout, float) else heldout
+    count = max(1, round(len(prompts) * heldout)) if isinstance(heldout, float) else heldout
     if count >= len(prompts):
         raise UserError(f"prompts.heldout: {count} of {len(prompts)} usable prompts would leave none to train on")
     by_address = sorted(prompts, key=lambda prompt: (seed_of(seed, "heldout", prompt.id), prompt.id))

@@ -130,6 +130,8 @@ Rule = Best | Top | Above | Random
 def parse_rule(text: str, skip_tied: bool = False) -> Rule:
     """``best``, ``best:2``, ``top:0.1``, ``above:0.5``, ``random``, ``random:2``, ``random:0.1`` → the rule."""
     name, _, value = text.partition(":")
+    if skip_tied and name != "best":
+        raise UserError(f"select.skip_tied: goes with the rule best, not with {text!r}")
     try:
         match name:
             case "best":
@@ -138,10 +140,10 @@ def parse_rule(text: str, skip_tied: bool = False) -> Rule:
                 return Top(_fraction(value))
             case "above" if math.isfinite(float(value)):
                 return Above(float(value))
-            case "random" if "." in value:
-                return Random(None, _fraction(value))
-            case "random":
+            case "random" if value.isdecimal() or not value:
                 return Random(_count(value))
+            case "random":
+                return Random(None, _fraction(value))
     except ValueError:
         pass
     raise UserError(f"select.rule: {text!r} is not a rule; use one of {RULES} (N ≥ 1, 0 < FRACTION ≤ 1)")

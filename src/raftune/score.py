@@ -15,10 +15,11 @@ from typing import Literal
 
 from .errors import UserError
 from .protocols import Reward
-from .types import Candidate, Scored
+from .types import Candidate, Scored, digest
 
 Normalise = Literal["none", "zscore"]
 Part = Sequence[float | None]
+LARGEST = 1e100  # beyond, sums and squares of rewards overflow
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Rewards:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"reward: two parts are called {name!r}; give one of them another `name`")
+
+    @property
+    def version(self) -> str:
+        """Changes with the code of the parts, as far as they tell theirs (an attribute ``version``)."""
+        return digest([(m.reward.name, getattr(m.reward, "version", "")) for m in self.members]).hex()[:8]
 
     def parts(self, candidates: Sequence[Candidate]) -> dict[str, list[float | None]]:
         """The raw parts: one list per reward, None where not scored."""
@@ -106,7 +112,7 @@ def checked(
         values = list(reward(candidates))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # their code may also call sys.exit
         raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
     if len(values) != len(candidates):
         raise RewardError(f"reward {name!r} returned {len(values)} values for {len(candidates)} candidates")
@@ -119,8 +125,8 @@ def _number(name: str, value: object, candidate: Candidate) -> float | None:
         return None
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RewardError(f"reward {name!r} returned {value!r} {where}; a number or None is needed") from None
-    if math.isinf(number):
+    if abs(number) > LARGEST:
         raise RewardError(f"reward {name!r} returned {number} {where}; return None for what cannot be scored")
     return None if math.isnan(number) else number

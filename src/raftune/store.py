@@ -71,11 +71,12 @@ class RoundFolder:
                 for start in range(0, len(candidates), shard):
                     part = parts_folder / f"{start // shard:05d}.json"
                     some = candidates[start : start + shard]
-                    if not part.exists():
+                    # A reward that was mended since scores the whole round: its old and new numbers do not compare
+                    if not part.exists() or files.read_json(part)["version"] != rewards.version:
                         interrupt.check()
                         with self.timed("score"):
-                            files.write_json(part, rewards.parts(some))
-                    for name, values in files.read_json(part).items():
+                            files.write_json(part, {"version": rewards.version, "parts": rewards.parts(some)})
+                    for name, values in files.read_json(part)["parts"].items():
                         parts[name] += values
                     advance(len(some))
             with self.timed("score"):
@@ -151,6 +152,8 @@ class Run:
             self.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{self.root}: is not a directory; name another with --out") from None
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(f"{self.root}: cannot be written to ({error.strerror}); name another with --out") from None
         foreign = [entry.name for entry in self.root.iterdir() if not entry.name.startswith(".")]
         if foreign and not (self.root / "fingerprint").exists():
             raise UserError(f"{self.root}: holds {foreign[0]!r} and no run; name an empty or new directory")
@@ -162,14 +165,17 @@ class Run:
                 f"{self.root}: another process is running here; wait for it or name another --out"
             ) from None
 
-    def _identify(self, settings: Mapping[str, Any]) -> None:
-        """The run is what it was, or new."""
+    def _identify(self, settings: Mapping[str, Any], adding: str | None = None) -> None:
+        """The run is what it was, or new; keys that begin with ``adding`` may be new in an old run."""
         path = self.root / "fingerprint"
         settings = json.loads(json.dumps(dict(settings), default=str))
-        if not path.exists():
+        before = files.read_json(path) if path.exists() else {}
+        new = not any(key.startswith(adding) for key in before) if adding else not before
+        if new:
             files.write_json(path, settings)
             return
-        before = files.read_json(path)
+        if adding is None:
+            before = {key: value for key, value in before.items() if not key.startswith("loop.")}
         changed = [
             f"{key} ({before.get(key)!r} → {settings.get(key)!r})"
             for key in sorted(before.keys() | settings.keys())
@@ -177,6 +183,13 @@ class Run:
         ]
         if changed:
             raise UserError(f"{self.root}: holds a run of another recipe: {', '.join(changed)}; name another --out")
+
+    def settle(self, **settings: object) -> None:
+        """Fix what a loop was started with; UserError if an earlier session of this run had something else."""
+        path = self.root / "fingerprint"
+        known = files.read_json(path)
+        before = {key: value for key, value in known.items() if not key.startswith("loop.")}
+        self._identify(before | {f"loop.{key}": value for key, value in settings.items()}, adding="loop.")
 
     def close(self) -> None:
         """Let another process have the directory."""
@@ -257,9 +270,9 @@ class Run:
 
     def prune(self, keep: set[int]) -> None:
         """Point ``best`` at the best round and remove the weights of the rounds not in ``keep``; never a candidate."""
-        best = self.policy_of(self.best())
-        target = Path(os.path.relpath(best, self.root)) if self.best() else Path(best)
-        if target.exists() or self.best():
+        best = Path(self.policy_of(self.best()))
+        target = Path(os.path.relpath(best, self.root)) if self.best() else best.resolve()
+        if best.exists():  # a hub id is nowhere to point to
             link = self.root / ".best.part"
             link.unlink(missing_ok=True)
             link.symlink_to(target, target_is_directory=True)

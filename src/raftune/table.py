@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class TextCodec:
         }
 
     def decode(self, row: Mapping[str, Any]) -> Text:
+        if row["output"] is None:
+            raise UserError(f"candidate {row.get('index')} of prompt {row.get('prompt_id')!r} has no output")
         ids, logprobs = row.get("token_ids"), row.get("token_logprobs")
         return Text(
             row["output"],
@@ -71,8 +74,9 @@ def _read(path: Path, needed: Collection[str]) -> list[dict[str, Any]]:
         raise UserError(f"{path}: no such file")
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a parquet file, or damaged ({line}); in a run, delete it and run again") from None
     missing = sorted(set(needed) - set(table.column_names))
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
@@ -142,11 +146,20 @@ def read_scored(path: Path, codec: Codec) -> list[Scored]:
     return [
         Scored(
             _candidate_of(row, codec, prompts),
-            row["reward"],
+            _reward_of(row),
             {name.removeprefix(PART): value for name, value in row.items() if name.startswith(PART)},
         )
         for row in _read(path, ["prompt_id", "prompt", "index", "output", "reward"])
     ]
+
+
+def _reward_of(row: dict[str, Any]) -> float | None:
+    reward = row["reward"]
+    if reward is None or math.isnan(reward):
+        return None
+    if math.isinf(reward):
+        raise UserError(f"candidate {row['index']} of prompt {row['prompt_id']!r}: the reward is {reward}")
+    return reward
 
 
 def key_of(one: Scored) -> tuple[str, int]:

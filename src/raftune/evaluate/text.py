@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import progress
-from ..batches import collate, output_logprobs, within_budget
+from ..batches import collate, output_logprobs, sizes, within_budget
 from ..models import causal
 from ..tokens import encode_prompt, output_ids
 from ..types import Candidate, Policy, Scored, mean_reward
@@ -62,7 +62,7 @@ def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[floa
     rows_with_output = [row for row, (_, output) in enumerate(pairs) if output]
     totals = [(0.0, 0)] * len(pairs)
     with progress.bar("evaluate", len(rows_with_output)) as advance, torch.inference_mode():
-        for rows in within_budget(rows_with_output, lambda row: sum(map(len, pairs[row])), BATCH_TOKENS):
+        for rows in within_budget(rows_with_output, lambda row: sizes(pairs[row]), BATCH_TOKENS):
             batch = collate([pairs[row] for row in rows], model.device)
             for row, total in zip(rows, output_logprobs(model, batch).sum(-1).tolist(), strict=True):
                 totals[row] = (total, len(pairs[row][1]))

@@ -42,7 +42,7 @@ class ClassifierReward:
             log.warning("reward %r: %d inputs over %d tokens not scored", self.name, len(inputs) - len(fitting), limit)
         values: list[float | None] = [None] * len(inputs)
         with progress.bar("classify", len(fitting)) as advance:
-            for rows in within_budget(fitting, lambda row: len(inputs[row]), self.batch_tokens):
+            for rows in within_budget(fitting, lambda row: (len(inputs[row]),), self.batch_tokens):
                 for row, value in zip(rows, _forward(model, tokenizer, [inputs[r] for r in rows], column), strict=True):
                     values[row] = value
                 advance(len(rows))

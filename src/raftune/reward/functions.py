@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from ..errors import UserError
 from ..protocols import Reward
 from ..score import Rewards, Weighted
-from ..types import Candidate
+from ..types import Candidate, digest
 
 Function = Callable[..., Any]
 
@@ -28,9 +30,21 @@ class FunctionReward:
     function: Function
     name: str
 
+    @property
+    def version(self) -> str:
+        """Changes when the file that defines the function does."""
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(self.function))
+        except TypeError:  # a partial, an object, a builtin
+            file = None
+        return digest(Path(file).read_bytes()).hex() if file and Path(file).exists() else ""
+
     def __call__(self, candidates: Sequence[Candidate]) -> Sequence[float | None]:
         result = self.function(**self._arguments(candidates))
-        return asyncio.run(_wait(result)) if inspect.isawaitable(result) else result
+        if not inspect.isawaitable(result):
+            return result
+        with ThreadPoolExecutor(1) as thread:  # of its own: in a notebook this thread already has a running loop
+            return thread.submit(asyncio.run, _wait(result)).result()
 
     def _arguments(self, candidates: Sequence[Candidate]) -> dict[str, list[Any]]:
         columns = {name for candidate in candidates for name in candidate.prompt.columns}
@@ -70,5 +84,10 @@ def _completion(candidate: Candidate) -> Any:
 def rewards(*functions: Function | Reward) -> Rewards:
     """The sum of these functions (TRL's signature) or rewards, each named after itself."""
     return Rewards(
-        tuple(Weighted(FunctionReward(f, f.__name__) if inspect.isroutine(f) else cast(Reward, f)) for f in functions)
+        tuple(
+            Weighted(
+                cast(Reward, f) if hasattr(f, "name") else FunctionReward(f, getattr(f, "__name__", type(f).__name__))
+            )
+            for f in functions
+        )
     )

@@ -200,13 +200,18 @@ def decode_generate(
         eos_token_id=list(stop.eos_ids) or None,
         pad_token_id=stop.eos_ids[0] if stop.eos_ids else 0,
     )
-    full_NT = cast(Any, model).generate(
-        input_ids=ids_NP,
-        attention_mask=mask_NP,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([chooser]),
-        stopping_criteria=StoppingCriteriaList([_Ended(stop, ids_NP.shape[1])]),
-    )
+    # The model's own settings (a repetition penalty, suppressed tokens) would change the logits before our draw
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        full_NT = cast(Any, model).generate(
+            input_ids=ids_NP,
+            attention_mask=mask_NP,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([chooser]),
+            stopping_criteria=StoppingCriteriaList([_Ended(stop, ids_NP.shape[1])]),
+        )
+    finally:
+        model.generation_config = own
     tokens_NT = full_NT[:, full_NT.shape[1] - len(chooser.logprobs) :]
     length_N = torch.full((len(tokens_NT),), tokens_NT.shape[1], device=model.device)
     stopped_N = torch.zeros_like(length_N, dtype=torch.bool)

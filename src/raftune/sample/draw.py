@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..types import digest
 
 BLOCK = 256
@@ -58,6 +59,8 @@ def draw(logits_NV: torch.Tensor, uniform_N: torch.Tensor, temper: Temper) -> tu
     softmax of the logits as they are, before temperature and truncation.
     """
     top_N = logits_NV.amax(-1, keepdim=True).float()
+    if not bool(top_N.isfinite().all()):
+        raise UserError("sample: the model's logits are not numbers; are its weights? (a diverged tuning leaves such)")
     if temper.top_k == 1:
         tokens_N = logits_NV.argmax(-1)
         return tokens_N, _logprob(logits_NV, tokens_N)

@@ -37,6 +37,10 @@ class TextSampler:
     batch_rows: int | None = None
     source: str = "policy"
 
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise UserError("sample.stop: an empty stop string would end every answer at once")
+
     @property
     def temper(self) -> Temper:
         return Temper(self.temperature, self.top_k, self.top_p)
@@ -45,6 +49,8 @@ class TextSampler:
         """``k`` candidates of each prompt, in order; see :class:`raftune.protocols.Sampler`."""
         if k < 1:
             raise UserError(f"sample.k: {k} candidates per prompt; at least 1 is needed")
+        if not prompts:
+            return []
         model, tokenizer = causal(policy)
         stop = Stop.of(model, tokenizer, self.stop)
         ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]

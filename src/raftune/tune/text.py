@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 import time
@@ -17,11 +18,11 @@ from accelerate.utils import set_seed
 from transformers import get_scheduler
 
 from .. import files, interrupt, progress
-from ..batches import Pair, collate, output_logprobs, within_budget
+from ..batches import Pair, collate, output_logprobs, sizes, within_budget
 from ..errors import UserError
 from ..models import Tokenizer, adapter_base, compute_dtype, device, load_model, load_tokenizer, locate, quiet, resident
 from ..tokens import encode_prompt, output_ids
-from ..types import Policy, Scored, seed_of
+from ..types import Policy, Scored, digest, seed_of
 
 log = logging.getLogger("raftune")
 
@@ -73,7 +74,7 @@ class TextLearner:
         pairs = [(prompt, output) for prompt, output in pairs if output]
         if not pairs:
             raise UserError("tune: every chosen output is empty")
-        session = Session(self, policy, pairs, out.parent, seed)
+        session = Session(self, policy, pairs, out, seed)
         session.run()
         with files.replacing_folder(out) as part:
             self._save(session, tokenizer, part)
@@ -98,10 +99,12 @@ class Session:
     """One tuning: the model being trained, where it stands, and its state on disk."""
 
     def __init__(
-        self, learner: TextLearner, policy: Policy, pairs: Sequence[Pair], folder: Path, seed: tuple[object, ...]
+        self, learner: TextLearner, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]
     ) -> None:
+        folder, name = out.parent, out.name
         self.learner, self.pairs, self.folder, self.seed = learner, pairs, folder, seed
-        self.state = folder / "tuning"
+        self.policy = policy
+        self.state = folder / f"{name}.tuning"
         mixed = compute_dtype(device()) == torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device().type == "cpu")
         model = _trainable(policy, learner)
@@ -157,10 +160,12 @@ class Session:
         """One optimiser step; the mean negative log-likelihood per output token before it."""
         tokens = sum(len(output) for _, output in pairs)
         loss = 0.0
-        for group in within_budget(pairs, lambda pair: sum(map(len, pair)), self.learner.batch_tokens):
+        for group in within_budget(pairs, sizes, self.learner.batch_tokens):
             part = -output_logprobs(self.prepared, collate(group, self.accelerator.device)).sum() / tokens
             self.accelerator.backward(part)
             loss += float(part.detach())
+        if not math.isfinite(loss):
+            raise UserError(f"tune: the loss is {loss} at step {self.step + 1}; lower tune.learning_rate")
         self.accelerator.clip_grad_norm_(self.parameters, self.learner.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
@@ -175,7 +180,7 @@ class Session:
 
     @property
     def _identity(self) -> str:
-        return repr((asdict(self.learner), len(self.pairs), self.seed))
+        return digest(asdict(self.learner), str(self.policy), self.pairs, self.seed).hex()
 
     def _restore(self) -> None:
         where = self.state / "step.json"
@@ -218,7 +223,14 @@ def _adapter(policy: Policy, learner: TextLearner, lora: Lora) -> Any:
         below.activation_checkpointing_enable()
         below.enable_input_require_grads()  # else nothing below the first adapter asks for a gradient
     if base is not None:
-        return PeftModel.from_pretrained(below, folder, is_trainable=True)
+        model = PeftModel.from_pretrained(below, folder, is_trainable=True)
+        had = model.peft_config["default"]
+        if (getattr(had, "r", None), getattr(had, "lora_alpha", None)) != (lora.r, lora.alpha):
+            raise UserError(
+                f"tune.lora: {folder} is an adapter with r={getattr(had, 'r', None)}, alpha="
+                f"{getattr(had, 'lora_alpha', None)}; set these, or start from its base {base}"
+            )
+        return model
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -226,4 +238,10 @@ def _adapter(policy: Policy, learner: TextLearner, lora: Lora) -> Any:
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules) if lora.target_modules else "all-linear",
     )
-    return get_peft_model(below, config)
+    try:
+        model = get_peft_model(below, config)
+    except ValueError as error:
+        raise UserError(f"tune.lora: {str(error).splitlines()[0]}") from error
+    if Path(folder).is_dir():  # the adapter opens from any working directory
+        model.peft_config["default"].base_model_name_or_path = str(Path(folder).resolve())
+    return model
