@@ -199,6 +199,20 @@ def test_the_loop_settles_what_it_was_started_with(tmp_path: Path) -> None:
         assert [r.number for r in start(run, Counter())] == [2]
 
 
+def test_a_rule_of_ones_own_resumes(tmp_path: Path) -> None:
+    """Its repr holds an address, which is another one in the next session."""
+
+    def session() -> Any:
+        def first_of_each(scored: Sequence[Scored], seed: tuple[object, ...]) -> list[Scored]:
+            return [one for one in scored if one.candidate.index == 0]
+
+        return first_of_each
+
+    for rounds in (1, 2):
+        with Run(tmp_path / "run", "model") as run:
+            assert [r.number for r in start(run, Counter(), rounds, select=session())] == [rounds]
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds 'thesis.tex' and no run"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from .protocols import Learner, Sampler, Select
-from .rank import Best, choose
+from .rank import Best, choose, name_of
 from .score import Rewards
 from .store import Run
 from .types import Prompt, Round
@@ -38,7 +38,7 @@ def raft(
         UserError: the reward broke its contract or nothing was chosen. The candidates stay on disk.
         Interrupted: a signal asked for it; everything done so far is on disk.
     """
-    run.settle(k=k, seed=seed, shard=shard, select=repr(select))
+    run.settle(k=k, seed=seed, shard=shard, select=name_of(select))
     for number in run.remaining(rounds):
         here, address = run.round(number), (seed, number)
         prompts = here.prompts(lambda: draw(number))

@@ -163,6 +163,11 @@ def _fraction(value: str) -> float:
     return fraction
 
 
+def name_of(rule: Select) -> str:
+    """The same in every session: a rule's repr, or the name of a function or class whose repr holds an address."""
+    return repr(rule) if " at 0x" not in repr(rule) else getattr(rule, "__qualname__", type(rule).__qualname__)
+
+
 def choose(rule: Select, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
     """Apply a rule; nothing chosen is an error, so that no learner is started on nothing."""
     chosen = list(rule(scored, seed))
