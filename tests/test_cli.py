@@ -462,8 +462,6 @@ def test_a_full_disk_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("stage", ["sampling", "scoring", "tuning"])
 def test_signals_finish_the_shard_and_exit_3(name: str, stage: str, work: Path, tiny: Path) -> None:
-    if (name, stage) == ("SIGINT", "scoring"):
-        stage = "sampling"
     write_recipe(work, tiny, reward="my_rewards.py:slow", tune={"learning_rate": 1e-3, "batch_size": 1, "epochs": 60})
     sign = {"sampling": "candidates/00001.parquet", "scoring": "scoring/00000.json", "tuning": "chosen.parquet"}[stage]
     running = process("run", work / "recipe.yaml", "--out", work / "run")
