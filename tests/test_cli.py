@@ -462,12 +462,17 @@ def test_a_full_disk_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("stage", ["sampling", "scoring", "tuning"])
 def test_signals_finish_the_shard_and_exit_3(name: str, stage: str, work: Path, tiny: Path) -> None:
-    write_recipe(work, tiny, reward="my_rewards.py:slow", tune={"learning_rate": 1e-3, "batch_size": 1, "epochs": 60})
-    sign = {"sampling": "candidates/00001.parquet", "scoring": "scoring/00000.json", "tuning": "chosen.parquet"}[stage]
+    # A tuning that would go on for half a minute: the signal meets it at work, however fast the machine is
+    tune = {"learning_rate": 1e-3, "batch_size": 1, "epochs": 2000, "save_steps": 20}
+    write_recipe(work, tiny, reward="my_rewards.py:slow", tune=tune)
+    signs = {
+        "sampling": "candidates/00001.parquet",
+        "scoring": "scoring/00000.json",
+        "tuning": "policy.tuning/step.json",
+    }
+    sign = signs[stage]
     running = process("run", work / "recipe.yaml", "--out", work / "run")
     wait_for(work / "run" / "rounds" / "0001" / sign, running)
-    if stage == "tuning":
-        time.sleep(1.0)
     running.send_signal(getattr(signal, name))
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 3, errors
