@@ -24,6 +24,7 @@ ALLOWED = {
     "score": {"errors", "protocols", "types"},
     "prompts": {"errors", "types"},
     "table": {"errors", "files", "protocols", "types"},
+    "picture": {"errors", "files"},
     "store": {"errors", "files", "interrupt", "progress", "protocols", "score", "table", "types"},
     "loop": {"protocols", "rank", "score", "store", "types"},
     "config": {"errors"},

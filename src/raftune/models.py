@@ -173,7 +173,8 @@ def _state(policy: Policy) -> tuple[object, ...]:
     folder = Path(str(policy))
     if not folder.is_dir():
         return (str(policy),)
-    stats = [(entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in sorted(folder.iterdir())]
+    found = [(str(entry), entry.stat()) for entry in sorted(folder.rglob("*")) if entry.is_file()]
+    stats = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in found]
     return (str(folder.resolve()), *stats)
 
 

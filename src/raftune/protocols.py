@@ -60,10 +60,10 @@ class Codec(Protocol):
         """Column name → pyarrow type; the column ``output`` is what a person reads."""
         ...
 
-    def encode(self, output: Any) -> dict[str, Any]:
-        """The output's columns."""
+    def encode(self, output: Any, folder: Path) -> dict[str, Any]:
+        """The output's columns. What is no column (a picture) is written below ``folder``, where the table will lie."""
         ...
 
-    def decode(self, row: Mapping[str, Any]) -> Any:
-        """The output again."""
+    def decode(self, row: Mapping[str, Any], folder: Path) -> Any:
+        """The output again; ``folder`` is where the table lies."""
         ...

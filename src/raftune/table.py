@@ -33,7 +33,7 @@ class TextCodec:
             "finish_reason": pa.string(),
         }
 
-    def encode(self, output: Text) -> dict[str, Any]:
+    def encode(self, output: Text, folder: Path) -> dict[str, Any]:
         return {
             "output": output.text,
             "token_ids": output.token_ids,
@@ -41,7 +41,7 @@ class TextCodec:
             "finish_reason": output.finish_reason,
         }
 
-    def decode(self, row: Mapping[str, Any]) -> Text:
+    def decode(self, row: Mapping[str, Any], folder: Path) -> Text:
         if row["output"] is None:
             raise UserError(f"candidate {row.get('index')} of prompt {row.get('prompt_id')!r} has no output")
         ids, logprobs = row.get("token_ids"), row.get("token_logprobs")
@@ -91,13 +91,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [_prompt_of(row) for row in _read(path, ["prompt_id", "prompt"])]
 
 
-def _candidate_row(candidate: Candidate, codec: Codec) -> dict[str, Any]:
+def _candidate_row(candidate: Candidate, codec: Codec, folder: Path) -> dict[str, Any]:
     return {
         **_prompt_row(candidate.prompt),
         "index": candidate.index,
         "source": candidate.source,
         "logprob": candidate.logprob,
-        **codec.encode(candidate.output),
+        **codec.encode(candidate.output, folder),
     }
 
 
@@ -110,18 +110,20 @@ class _Prompts(dict[str, Prompt]):
         return self[row["prompt_id"]]
 
 
-def _candidate_of(row: dict[str, Any], codec: Codec, prompts: _Prompts) -> Candidate:
+def _candidate_of(row: dict[str, Any], codec: Codec, folder: Path, prompts: _Prompts) -> Candidate:
     source = row.get("source") or "policy"
-    return Candidate(prompts.of(row), row["index"], codec.decode(row), source, row.get("logprob"))
+    return Candidate(prompts.of(row), row["index"], codec.decode(row, folder), source, row.get("logprob"))
 
 
 def write_candidates(path: Path, candidates: Sequence[Candidate], codec: Codec) -> None:
-    _write(path, [_candidate_row(candidate, codec) for candidate in candidates], {**ROW, **codec.schema})
+    rows = [_candidate_row(candidate, codec, path.parent) for candidate in candidates]
+    _write(path, rows, {**ROW, **codec.schema})
 
 
 def read_candidates(path: Path, codec: Codec) -> list[Candidate]:
     prompts = _Prompts()
-    return [_candidate_of(row, codec, prompts) for row in _read(path, ["prompt_id", "prompt", "index", "output"])]
+    rows = _read(path, ["prompt_id", "prompt", "index", "output"])
+    return [_candidate_of(row, codec, path.parent, prompts) for row in rows]
 
 
 def write_scored(
@@ -131,7 +133,7 @@ def write_scored(
     names = {PART + name: pa.float64() for one in scored[:1] for name in one.parts}
     rows = [
         {
-            **_candidate_row(one.candidate, codec),
+            **_candidate_row(one.candidate, codec, path.parent),
             "reward": one.reward,
             **{PART + name: value for name, value in one.parts.items()},
             "chosen": None if chosen is None else key_of(one) in chosen,
@@ -145,7 +147,7 @@ def read_scored(path: Path, codec: Codec) -> list[Scored]:
     prompts = _Prompts()
     return [
         Scored(
-            _candidate_of(row, codec, prompts),
+            _candidate_of(row, codec, path.parent, prompts),
             _reward_of(row),
             {name.removeprefix(PART): value for name, value in row.items() if name.startswith(PART)},
         )
