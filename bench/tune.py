@@ -39,7 +39,7 @@ def tokens(examples: list[tuple[list[int], list[int]]]) -> int:
 
 def ours(examples: int, checkpointing: bool) -> dict[str, float]:
     from raftune import progress
-    from raftune.tune.text import Session, TextLearner
+    from raftune.tune.text import TextLearner
 
     work = pairs(examples)
     stamps: list[float] = []
@@ -48,7 +48,7 @@ def ours(examples: int, checkpointing: bool) -> dict[str, float]:
         return lambda done: stamps.append(time.perf_counter()) if done else None, lambda: None
 
     with tempfile.TemporaryDirectory() as scratch, progress.shown_by(watch):
-        Session(TextLearner(learning_rate=2e-5, batch_size=8), real_model(), work, Path(scratch) / "policy", (0,)).run()
+        TextLearner(learning_rate=2e-5, batch_size=8).fit(real_model(), work, Path(scratch) / "policy", (0,))
     return {"rate": rate(work, stamps)}
 
 

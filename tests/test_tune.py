@@ -19,7 +19,8 @@ from raftune.files import FIGURES, read_json
 from raftune.models import load_model
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt, output_ids
-from raftune.tune.text import Lora, Session, TextLearner
+from raftune.tune.session import Session
+from raftune.tune.text import Lora, TextLearner
 from raftune.types import Candidate, Prompt, Scored, Text
 
 OUTPUTS = ["good", "a much longer answer", "b", "four words in here", "zz", "the end of it all"]
@@ -87,8 +88,7 @@ def test_tuning_is_the_textbooks(tiny: Path, tmp_path: Path, batch_tokens: int) 
     learner = TextLearner(learning_rate=1e-3, epochs=2, batch_size=4, batch_tokens=batch_tokens)
     out = learner.tune(tiny, chosen, tmp_path / "policy", (0, 1))
     pairs = pairs_of(chosen)
-    session = Session(learner, tiny, pairs, tmp_path / "elsewhere" / "policy", (0, 1))
-    steps = [[pairs.index(pair) for pair in step] for step in session.steps()]
+    steps = [[pairs.index(pair) for pair in step] for step in learner.steps(pairs, (0, 1))]
     assert sorted(row for step in steps for row in step) == sorted([*range(6), *range(6)])
     wanted, found = textbook(tiny, pairs, steps, 1e-3), weights(out)
     before = weights(tiny)
@@ -131,18 +131,18 @@ def test_a_resumed_tuning_ends_with_the_same_weights(
     learner = TextLearner(learning_rate=1e-3, epochs=3, batch_size=2, save_steps=2, lora=lora)
     undisturbed = learner.tune(tiny, chosen, tmp_path / "a" / "policy", (0, 1))
 
-    update, done = Session._update, []
+    apply, done = Session._apply, []
 
-    def dies(self: Session, pairs: Any) -> float:
+    def dies(self: Session, loss: float) -> None:
         if len(done) == stop_at:
             raise Stopped
         done.append(1)
-        return update(self, pairs)
+        apply(self, loss)
 
-    monkeypatch.setattr(Session, "_update", dies)
+    monkeypatch.setattr(Session, "_apply", dies)
     with pytest.raises(Stopped):
         learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
-    monkeypatch.setattr(Session, "_update", update)
+    monkeypatch.setattr(Session, "_apply", apply)
     assert not (tmp_path / "b" / "policy").exists()
     assert (tmp_path / "b" / "policy.tuning").exists() == (stop_at > 1)
     resumed = learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
@@ -172,7 +172,7 @@ def test_a_signal_saves_the_step_and_stops(tiny: Path, tmp_path: Path, monkeypat
 def test_the_state_of_another_tuning_is_not_used(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = chosen_of(OUTPUTS)
     slow, fast = (TextLearner(learning_rate=rate, epochs=2, batch_size=2, save_steps=1) for rate in (1e-4, 1e-3))
-    session = Session(slow, tiny, pairs_of(chosen), tmp_path / "b" / "policy", (0, 1))
+    session = slow.fit(tiny, pairs_of(chosen), tmp_path / "b" / "policy", (0, 1))
     session.step = 3
     session.store()
     undisturbed = fast.tune(tiny, chosen, tmp_path / "a" / "policy", (0, 1))
@@ -271,7 +271,7 @@ def test_groups_keep_the_budget() -> None:
 def test_the_state_of_the_same_tuning_of_other_answers_is_not_used(tiny: Path, tmp_path: Path) -> None:
     learner = TextLearner(learning_rate=1e-3, epochs=2, batch_size=2)
     first, second = chosen_of(OUTPUTS), chosen_of(OUTPUTS[::-1])
-    session = Session(learner, tiny, pairs_of(first), tmp_path / "b" / "policy", (0, 1))
+    session = learner.fit(tiny, pairs_of(first), tmp_path / "b" / "policy", (0, 1))
     session.step = 1
     session.store()
     undisturbed = learner.tune(tiny, second, tmp_path / "a" / "policy", (0, 1))

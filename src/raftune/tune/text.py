@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import random
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import get_scheduler
 
-from .. import files, interrupt, progress
+from .. import files
 from ..batches import Pair, collate, output_logprobs, sizes, within_budget
 from ..errors import UserError
-from ..models import Tokenizer, adapter_base, compute_dtype, device, load_model, load_tokenizer, locate, quiet, resident
+from ..models import adapter_base, compute_dtype, device, load_model, load_tokenizer, locate, quiet, resident
 from ..tokens import encode_prompt, output_ids
 from ..types import Policy, Scored, digest, seed_of
-
-log = logging.getLogger("raftune")
+from .session import Session
 
 
 @dataclass(frozen=True)
@@ -74,129 +68,51 @@ class TextLearner:
         pairs = [(prompt, output) for prompt, output in pairs if output]
         if not pairs:
             raise UserError("tune: every chosen output is empty")
-        session = Session(self, policy, pairs, out, seed)
-        session.run()
+        session = self.fit(policy, pairs, out, seed)
         with files.replacing_folder(out) as part:
-            self._save(session, tokenizer, part)
+            with quiet():
+                session.model.save_pretrained(part)
+                tokenizer.save_pretrained(part)
             seconds = time.perf_counter() - start
             tokens = sum(len(prompt) + len(output) for prompt, output in pairs) * self.epochs
             figures = {"loss": session.loss, "steps": session.total, "tokens": tokens}
             if not session.resumed:  # a tuning that was cut in two has no rate of its own
                 figures["tokens_per_s"] = tokens / seconds
             files.write_json(part / files.FIGURES, figures)
+            session.keep_moments()
         session.clean()
         return out
 
-    def _save(self, session: Session, tokenizer: Tokenizer, part: Path) -> None:
-        with quiet():
-            session.model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-        if self.optimizer == "carry":
-            torch.save(session.optimizer.state_dict(), session.folder / "optimizer.pt")
-
-
-class Session:
-    """One tuning: the model being trained, where it stands, and its state on disk."""
-
-    def __init__(
-        self, learner: TextLearner, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]
-    ) -> None:
-        folder, name = out.parent, out.name
-        self.learner, self.pairs, self.folder, self.seed = learner, pairs, folder, seed
-        self.policy = policy
-        self.state = folder / f"{name}.tuning"
+    def fit(self, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]) -> Session:
+        """The steps themselves; their state lies beside ``out``."""
+        steps = self.steps(pairs, seed)
+        identity = digest(asdict(self), str(policy), pairs, seed).hex()
         mixed = compute_dtype(device()) == torch.bfloat16
-        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device().type == "cpu")
-        model = _trainable(policy, learner)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=learner.learning_rate, weight_decay=learner.weight_decay, fused=device().type != "mps"
-        )
-        before = Path(str(policy)).parent / "optimizer.pt"
-        if learner.optimizer == "carry" and before.exists():
-            optimizer.load_state_dict(torch.load(before, weights_only=True))
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = learner.learning_rate
-        self.total = learner.epochs * -(-len(pairs) // learner.batch_size)
-        scheduler = get_scheduler(learner.schedule, optimizer, num_warmup_steps=0, num_training_steps=self.total)
-        self.prepared, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
-        self.parameters = parameters
-        self.step, self.loss, self.resumed = 0, 0.0, False
-        self._restore()
+        session = Session(self, _trainable(policy, self), policy, out, len(steps), identity, mixed)
+        session.run(lambda number: self._backward(session, steps[number]))
+        return session
 
-    @property
-    def model(self) -> Any:
-        return self.accelerator.unwrap_model(self.prepared)
-
-    def steps(self) -> Iterator[list[Pair]]:
+    def steps(self, pairs: Sequence[Pair], seed: tuple[object, ...]) -> list[list[Pair]]:
         """The outputs of each optimiser step: of like length, in an order that depends on the address alone."""
-        for epoch in range(self.learner.epochs):
-            order = list(range(len(self.pairs)))
-            shuffle = random.Random(seed_of("batches", *self.seed, epoch))
+        steps = []
+        for epoch in range(self.epochs):
+            order = list(range(len(pairs)))
+            shuffle = random.Random(seed_of("batches", *seed, epoch))
             shuffle.shuffle(order)
-            order.sort(key=lambda i: sum(map(len, self.pairs[i])))
-            size = self.learner.batch_size
-            groups = [order[at : at + size] for at in range(0, len(order), size)]
+            order.sort(key=lambda i: sum(map(len, pairs[i])))
+            groups = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
             shuffle.shuffle(groups)
-            yield from ([self.pairs[i] for i in group] for group in groups)
+            steps += [[pairs[i] for i in group] for group in groups]
+        return steps
 
-    def run(self) -> None:
-        self.prepared.train()
-        with progress.bar("tune", self.total) as advance:
-            advance(self.step)
-            for number, pairs in enumerate(self.steps(), start=1):
-                if number <= self.step:
-                    continue
-                self.loss = self._update(pairs)
-                self.step = number
-                advance(1)
-                if interrupt.requested() and number < self.total:
-                    self.store()
-                    interrupt.check()
-                if number % self.learner.save_steps == 0 and number < self.total:
-                    self.store()
-
-    def _update(self, pairs: Sequence[Pair]) -> float:
-        """One optimiser step; the mean negative log-likelihood per output token before it."""
+    def _backward(self, session: Session, pairs: Sequence[Pair]) -> float:
+        """The gradients of one optimiser step; the mean negative log-likelihood per output token before it."""
         tokens = sum(len(output) for _, output in pairs)
         loss = 0.0
-        for group in within_budget(pairs, sizes, self.learner.batch_tokens):
-            part = -output_logprobs(self.prepared, collate(group, self.accelerator.device)).sum() / tokens
-            self.accelerator.backward(part)
-            loss += float(part.detach())
-        if not math.isfinite(loss):
-            raise UserError(f"tune: the loss is {loss} at step {self.step + 1}; lower tune.learning_rate")
-        self.accelerator.clip_grad_norm_(self.parameters, self.learner.max_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        for group in within_budget(pairs, sizes, self.batch_tokens):
+            batch = collate(group, session.accelerator.device)
+            loss += session.backward(-output_logprobs(session.prepared, batch).sum() / tokens)
         return loss
-
-    def store(self) -> None:
-        """Save weights, optimiser, schedule and random state, whole or not at all."""
-        with files.replacing_folder(self.state) as part, quiet():
-            self.accelerator.save_state(str(part))
-            files.write_json(part / "step.json", {"step": self.step, "loss": self.loss, "of": self._identity})
-
-    @property
-    def _identity(self) -> str:
-        return digest(asdict(self.learner), str(self.policy), self.pairs, self.seed).hex()
-
-    def _restore(self) -> None:
-        where = self.state / "step.json"
-        if not where.exists():
-            return
-        saved = files.read_json(where)
-        if saved["of"] != self._identity:
-            log.warning("tune: %s is the state of another tuning; starting from the first step", self.state)
-            return
-        with quiet():
-            self.accelerator.load_state(str(self.state))
-        self.step, self.loss, self.resumed = saved["step"], saved["loss"], True
-
-    def clean(self) -> None:
-        """The checkpoint is written: the state is no longer needed."""
-        shutil.rmtree(self.state, ignore_errors=True)
 
 
 def _trainable(policy: Policy, learner: TextLearner) -> Any:

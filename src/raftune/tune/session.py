@@ -1,0 +1,131 @@
+"""One tuning, whatever it tunes: optimiser, schedule, where it stands, and its state on disk.
+
+The learner brings a model and an ``update``; the session drives Accelerate, counts the steps, stores its state every
+``save_steps`` steps and when a signal asks to stop, and goes on from there the next time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from transformers import get_scheduler
+
+from .. import files, interrupt, progress
+from ..errors import UserError
+from ..models import device, quiet
+from ..types import Policy
+
+log = logging.getLogger("raftune")
+OPTIMIZER = "optimizer.pt"
+
+
+class Options(Protocol):
+    """What every learner lets its user choose."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> Literal["linear", "constant"]: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def optimizer(self) -> Literal["reset", "carry"]: ...
+    @property
+    def save_steps(self) -> int: ...
+
+
+class Session:
+    """One tuning: the model being trained, where it stands, and its state on disk.
+
+    ``total``: optimiser steps. ``identity``: changes with everything that shapes the result; the state of another
+    tuning is not taken up. ``mixed``: autocast to bfloat16.
+    """
+
+    def __init__(
+        self, options: Options, model: Any, policy: Policy, out: Path, total: int, identity: str, mixed: bool
+    ) -> None:
+        self.options, self.total, self.identity, self.folder = options, total, identity, out.parent
+        self.state = out.parent / f"{out.name}.tuning"
+        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device().type == "cpu")
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=device().type != "mps"
+        )
+        before = Path(str(policy)).parent / OPTIMIZER
+        if options.optimizer == "carry" and before.exists():
+            optimizer.load_state_dict(torch.load(before, weights_only=True))
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] = options.learning_rate
+        scheduler = get_scheduler(options.schedule, optimizer, num_warmup_steps=0, num_training_steps=total)
+        self.prepared, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
+        self.step, self.loss, self.resumed = 0, 0.0, False
+        self._restore()
+
+    @property
+    def model(self) -> Any:
+        return self.accelerator.unwrap_model(self.prepared)
+
+    def run(self, update: Callable[[int], float]) -> None:
+        """``update(number)``, for each step from 0 that is not done: put gradients on the model, return the loss."""
+        self.prepared.train()
+        with progress.bar("tune", self.total) as advance:
+            advance(self.step)
+            while self.step < self.total:
+                self._apply(update(self.step))
+                self.step += 1
+                advance(1)
+                if interrupt.requested() and self.step < self.total:
+                    self.store()
+                    interrupt.check()
+                if self.step % self.options.save_steps == 0 and self.step < self.total:
+                    self.store()
+
+    def _apply(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(f"tune: the loss is {loss} at step {self.step + 1}; lower tune.learning_rate")
+        self.accelerator.clip_grad_norm_(self.parameters, self.options.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.loss = loss
+
+    def backward(self, loss: torch.Tensor) -> float:
+        """Add the gradients of a part of the step's loss; its value."""
+        self.accelerator.backward(loss)
+        return float(loss.detach())
+
+    def store(self) -> None:
+        """Save weights, optimiser, schedule and random state, whole or not at all."""
+        with files.replacing_folder(self.state) as part, quiet():
+            self.accelerator.save_state(str(part))
+            files.write_json(part / "step.json", {"step": self.step, "loss": self.loss, "of": self.identity})
+
+    def _restore(self) -> None:
+        where = self.state / "step.json"
+        if not where.exists():
+            return
+        saved = files.read_json(where)
+        if saved["of"] != self.identity:
+            log.warning("tune: %s is the state of another tuning; starting from the first step", self.state)
+            return
+        with quiet():
+            self.accelerator.load_state(str(self.state))
+        self.step, self.loss, self.resumed = saved["step"], saved["loss"], True
+
+    def keep_moments(self) -> None:
+        """Where the next round carries the optimiser on, its moments lie beside the checkpoint."""
+        if self.options.optimizer == "carry":
+            torch.save(self.optimizer.state_dict(), self.folder / OPTIMIZER)
+
+    def clean(self) -> None:
+        """The checkpoint is written: the state is no longer needed."""
+        shutil.rmtree(self.state, ignore_errors=True)
