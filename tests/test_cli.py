@@ -312,7 +312,7 @@ def bad_input(work: Path, tiny: Path) -> dict[str, tuple[list[object], str]]:
         "infinite": ([*run, "--set", "reward=my_rewards.py:infinite"], "returned inf for prompt"),
         "missing reward column": ([*run, "--set", "reward=my_rewards.py:by_answer"], "needs the column 'answer'"),
         "no weights": ([*run, "--set", f"model={empty}"], "has a config but no weights"),
-        "no model": ([*run, "--set", f"model={work}"], "has no config.json"),
+        "no model": ([*run, "--set", f"model={work}"], "has no config.json and no model_index.json"),
         "wrong rule": ([*run, "--set", "select.rule=bset"], "'bset' is not a rule; use one of best"),
         "wrong backend": ([*run, "--set", "sample.backend=vlm"], "sample.backend: 'vlm' is unknown"),
         "too many prompts": ([*run, "--set", "sample.prompts_per_round=19"], "19 is more than the 18 prompts"),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raftune.config import Recipe, load
+from raftune.config import Recipe
 from raftune.errors import UserError
+from raftune.recipe import load
 
 GOOD = "model: m\nprompts: p.jsonl\nreward: vader\n"
 
@@ -30,7 +31,7 @@ def test_the_shortest_recipe(tmp_path: Path) -> None:
         ("rouns: 3", "rouns: no such key; did you mean 'rounds'?"),
         ("sample: {temprature: 1}", "sample.temprature: no such key; did you mean 'temperature'?"),
         ("tune: {lora: {rank: 1}}", "tune.lora.rank: no such key; it has r, alpha"),
-        ("zzz: 1", "zzz: no such key; it has model, prompts"),
+        ("zzz: 1", "zzz: no such key; it has modality, model, prompts"),
         ("sample: {k: 0}", "sample.k: should be greater than or equal to 1, got 0"),
         ("sample: {temperature: 0}", "sample.temperature: should be greater than 0, got 0"),
         ("sample: {temperature: -1}", "sample.temperature: should be greater than 0, got -1"),

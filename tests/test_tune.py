@@ -19,8 +19,9 @@ from raftune.files import FIGURES, read_json
 from raftune.models import load_model
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt, output_ids
+from raftune.tune.lora import Lora
 from raftune.tune.session import Session
-from raftune.tune.text import Lora, TextLearner
+from raftune.tune.text import TextLearner
 from raftune.types import Candidate, Prompt, Scored, Text
 
 OUTPUTS = ["good", "a much longer answer", "b", "four words in here", "zz", "the end of it all"]

@@ -13,7 +13,7 @@ _PUBLIC = {
     "ClassifierReward": "reward.classifier",
     "FunctionReward": "reward.functions",
     "Interrupted": "errors",
-    "Lora": "tune.text",
+    "Lora": "tune.lora",
     "Prompt": "types",
     "Recipe": "config",
     "Rewards": "score",
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .score import Rewards as Rewards
     from .score import Weighted as Weighted
     from .store import Run as Run
-    from .tune.text import Lora as Lora
+    from .tune.lora import Lora as Lora
     from .tune.text import TextLearner as TextLearner
     from .types import Candidate as Candidate
     from .types import Prompt as Prompt

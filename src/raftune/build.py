@@ -1,27 +1,26 @@
-"""The one place that picks implementations: from what a recipe says to the parts of the loop.
-
-Torch is imported only below, when a part needs it, so that reading a recipe stays quick.
-"""
+"""From what a recipe says to the parts of the loop. Which class a name stands for is :mod:`raftune.pick`'s to say."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import pick, rank
 from . import prompts as prompt_rules
-from . import rank
-from .config import Recipe, RewardConfig
+from .config import Recipe
 from .errors import UserError
-from .imports import import_object
-from .protocols import Codec, Learner, Reward, Sampler, Select
-from .score import Rewards, Weighted
-from .table import TextCodec
-from .types import Candidate, Prompt, Scored
+from .protocols import Learner, Sampler, Select
+from .recipe import validated
+from .score import Rewards
+from .types import Prompt
+
+RESERVED = {"heldout", "sample", "chosen", "select", "tune", "time", "memory", "round"}
+ALSO = re.compile(r"evaluate\.also\.\w+\.path")
 
 
 @dataclass(frozen=True)
@@ -34,165 +33,103 @@ class Parts:
     @cached_property
     def model(self) -> str:
         """The initial policy as ``from_pretrained`` takes it."""
-        return model(self.recipe.model, self.beside)
+        return pick.model(self.recipe.model, self.beside)
+
+    @cached_property
+    def modality(self) -> pick.Modality:
+        return pick.modality(self.recipe.modality)
 
     @cached_property
     def sampler(self) -> Sampler:
-        sample = self.recipe.sample
-        options = {
-            name: getattr(sample, name)
-            for name in ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "batch_rows")
-        }
-        return sampler(sample.backend, self.beside, **options)
+        return pick.sampler(self.recipe.sample, self.beside)
 
     @cached_property
     def learner(self) -> Learner:
-        options = self.recipe.tune.model_dump(exclude={"backend"})
-        return learner(self.recipe.tune.backend, self.beside, **options)
+        return pick.learner(self.recipe.tune, self.beside)
 
     @cached_property
     def rewards(self) -> Rewards:
-        return rewards(self.recipe.reward, self.beside)
+        return pick.rewards(self.recipe.reward, self.beside)
+
+    @cached_property
+    def judges(self) -> Rewards | None:
+        """Scorers that only watch."""
+        configs = [config.model_copy(update={"name": config.name or "judge"}) for config in self.recipe.evaluate.judge]
+        judges = pick.rewards(configs, self.beside) if configs else None
+        Rewards((*self.rewards.members, *(judges.members if judges else ())))  # no two of one name
+        return judges
 
     @cached_property
     def select(self) -> Select:
-        return rank.parse_rule(self.recipe.select.rule, self.recipe.select.skip_tied)
-
-    @property
-    def codec(self) -> Codec:
-        return TextCodec()
+        select = self.recipe.select
+        return rank.parse_rule(select.rule, select.skip_tied, select.floor)
 
     @cached_property
     def prompts(self) -> prompt_rules.Prompts:
-        return prompts(self.recipe, self.model, self.beside)
+        return prompts(self.recipe, self.modality.prompt_length(self.model), self.beside)
+
+    @cached_property
+    def probes(self) -> dict[str, Probe]:
+        """What is evaluated on, by name: the held-out prompts and the recipe's further ones."""
+        evaluate = self.recipe.evaluate
+        probes = {"heldout": Probe(self.prompts.heldout, evaluate.k, self.sampler)}
+        for name, config in evaluate.also.items():
+            if name in RESERVED or not name.isidentifier():
+                raise UserError(f"evaluate.also.{name}: figures of that name have another meaning; choose another")
+            drawn = self.recipe.sample
+            if config.sample:
+                where = f"evaluate.also.{name}.sample"
+                drawn = validated(type(drawn), drawn.model_dump() | config.sample, where)
+            asked = self.prompts.heldout
+            if config.path is not None:
+                asked = tuple(read_prompts(self.recipe, config.path, None, self.beside)[0])
+            if not asked:
+                raise UserError(f"evaluate.also.{name}.path: {config.path} has no usable prompt")
+            probes[name] = Probe(asked, config.k, pick.sampler(drawn, self.beside))
+        return probes
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the run's fingerprint holds: the recipe and the content of its local files."""
         settings = self.recipe.settings
-        for key in ("prompts.path", "prompts.heldout"):
-            file = _beside(str(settings[key]), self.beside)
+        paths = [key for key in settings if key in {"prompts.path", "prompts.heldout"} or ALSO.fullmatch(key)]
+        for key in paths:
+            file = pick.beside_of(str(settings[key]), self.beside)
             if file.is_file():
                 settings[f"{key} sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
         return settings
 
-    def describe(self, candidates: Sequence[Candidate]) -> dict[str, float]:
-        """Figures of outputs as such: diversity, length."""
-        from .evaluate.text import describe
 
-        return describe(candidates)
+@dataclass(frozen=True)
+class Probe:
+    """Prompts to evaluate on, how many outputs of each, and what draws them."""
 
-    def judge(self, scored: Sequence[Scored]) -> dict[str, float]:
-        """Figures of held-out outputs, against the initial policy."""
-        from .evaluate.text import judge
-
-        return judge(scored, self.model)
+    prompts: Sequence[Prompt]
+    k: int
+    sampler: Sampler
 
 
-def _beside(path: str, folder: Path) -> Path:
-    return folder / path if (folder / path).exists() else Path(path)
+def read_prompts(
+    recipe: Recipe, path: str, length: Callable[[Prompt], int] | None, beside: Path = Path()
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The usable prompts of a file or dataset, and how many fell to which rule."""
+    config = recipe.prompts
+    rows = prompt_rules.read_rows(str(pick.beside_of(path, beside)), config.split, config.name)
+    return prompt_rules.tidy(prompt_rules.parse(rows, config.column), length, config.max_tokens)
 
 
-def model(name: str, beside: Path = Path()) -> str:
-    """A model folder is looked for beside the recipe, then here; anything else is a hub id or an asset."""
-    from .models import locate
-
-    folder = _beside(name, beside)
-    return locate(folder if folder.is_dir() else name)
-
-
-def sampler(backend: str, beside: Path = Path(), **options: Any) -> Sampler:
-    match backend:
-        case "text":
-            from .sample.text import TextSampler
-
-            return TextSampler(**options)
-        case _ if ":" in backend:
-            return _custom("sample.backend", backend, beside, options)
-    raise UserError(f"sample.backend: {backend!r} is unknown; use text or module:Class")
-
-
-def learner(backend: str, beside: Path = Path(), **options: Any) -> Learner:
-    match backend:
-        case "text":
-            from .tune.text import Lora, TextLearner
-
-            lora = options.pop("lora", None)
-            return TextLearner(**options, lora=Lora(**lora) if lora else None)
-        case _ if ":" in backend:
-            return _custom("tune.backend", backend, beside, options)
-    raise UserError(f"tune.backend: {backend!r} is unknown; use text or module:Class")
-
-
-def _custom(key: str, spec: str, beside: Path, options: dict[str, Any]) -> Any:
-    """Somebody's own part: called with those options of the recipe that it names."""
-    part: Callable[..., Any] = import_object(spec, beside)
-    if not callable(part):
-        raise UserError(f"{key}: {spec} is a {type(part).__name__}, not a class")
-    parameters = inspect.signature(part).parameters.values()
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    given = {name: value for name, value in options.items() if takes_all or name in {p.name for p in parameters}}
-    try:
-        return part(**given)
-    except TypeError as error:
-        raise UserError(f"{key}: {spec}({', '.join(given)}) raised TypeError: {error}") from error
-
-
-def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
-    return Rewards(tuple(Weighted(reward(c, beside), c.weight, c.normalise) for c in configs))
-
-
-def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
-    """``vader``, ``classifier:MODEL``, ``module:function`` or ``path.py:function``."""
-    kind, _, rest = config.use.partition(":")
-    match kind:
-        case "vader":
-            from .reward.sentiment import Vader
-
-            return Vader(config.name or "vader")
-        case "classifier" if rest:
-            from .reward.classifier import ClassifierReward
-
-            return ClassifierReward(model(rest, beside), config.name or "classifier", config.label)
-        case _ if rest:
-            from .reward.functions import FunctionReward
-
-            function = import_object(config.use, beside)
-            if not callable(function):
-                raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
-            return FunctionReward(function, config.name or config.use.rpartition(":")[2])
-    raise UserError(
-        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, module:function or path.py:function"
-    )
-
-
-def token_counter(policy: str) -> Callable[[Prompt], int]:
-    """How long a prompt is in the policy's tokens."""
-    from .models import load_tokenizer
-    from .tokens import encode_prompt
-
-    tokenizer = load_tokenizer(policy)
-    return lambda prompt: len(encode_prompt(tokenizer, prompt))
-
-
-def prompts(recipe: Recipe, policy: str, beside: Path = Path()) -> prompt_rules.Prompts:
+def prompts(recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path = Path()) -> prompt_rules.Prompts:
     """Read, tidy and split the prompts; count what fell to which rule."""
     config = recipe.prompts
-    counter = token_counter(policy)
-
-    def read(path: str) -> tuple[list[Prompt], dict[str, int]]:
-        rows = prompt_rules.read_rows(str(_beside(path, beside)), config.split, config.name)
-        return prompt_rules.tidy(prompt_rules.parse(rows, config.column), counter, config.max_tokens)
-
-    usable, counts = read(config.path)
+    usable, counts = read_prompts(recipe, config.path, length, beside)
     if isinstance(config.heldout, str):
-        train, (heldout, dropped) = usable, read(config.heldout)
+        train, (heldout, dropped) = usable, read_prompts(recipe, config.heldout, length, beside)
         counts |= {f"heldout_{rule}": count for rule, count in dropped.items()}
     else:
         train, heldout = prompt_rules.split(usable, config.heldout, recipe.seed)
     if not heldout:
         raise UserError(f"prompts.heldout: {config.heldout} has no usable prompt")
-    kept = prompt_rules.without(train, heldout)
+    kept = prompt_rules.without(train, heldout) if config.disjoint else train
     counts["also_heldout"] = len(train) - len(kept)
     if recipe.sample.prompts_per_round > len(kept):
         raise UserError(

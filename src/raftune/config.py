@@ -1,28 +1,23 @@
-"""What a user may write: a recipe, strict and frozen. No torch.
+"""What a user may write: a recipe, strict and frozen; one class a modality. No torch.
 
 Paths in a recipe are looked for beside the recipe, then in the working directory; ``out`` is relative to the latter.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-
-from .errors import UserError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Strict(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class PromptsConfig(Strict):
-    """Where prompts come from. ``path``: .jsonl, .parquet or a Hub dataset."""
+class PromptsConfig(Strict, frozen=True):
+    """Where prompts come from. ``path``: .jsonl, .parquet or a Hub dataset. ``disjoint: false`` trains on held-out
+    prompts too, where the task is one prompt and what is held out is the noise."""
 
     path: str
     column: str = "prompt"
@@ -30,9 +25,10 @@ class PromptsConfig(Strict):
     name: str | None = None
     heldout: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | str = 0.1
     max_tokens: int = Field(default=1024, ge=1)
+    disjoint: bool = True
 
 
-class RewardConfig(Strict):
+class RewardConfig(Strict, frozen=True):
     """One part of the reward. ``use``: ``vader``, ``module:function``, ``path.py:function``, ``classifier:MODEL``."""
 
     use: str
@@ -42,54 +38,93 @@ class RewardConfig(Strict):
     label: str | None = None
 
 
-class SampleConfig(Strict):
-    """``prompts_per_round``: b; ``k``: candidates per prompt (K); ``temperature``: λ."""
+class SampleConfig(Strict, frozen=True):
+    """``prompts_per_round``: b; ``k``: candidates per prompt (K); ``shard``: prompts between two writes to disk."""
 
     prompts_per_round: int = Field(default=32, ge=1)
     k: int = Field(default=8, ge=1)
+    shard: int = Field(default=32, ge=1)
+    batch_rows: int | None = Field(default=None, ge=1)
+    backend: str
+
+
+class TextSampleConfig(SampleConfig, frozen=True):
+    """``temperature``: λ."""
+
     temperature: float = Field(default=1.0, gt=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_new_tokens: int = Field(default=64, ge=1)
     stop: tuple[str, ...] = ()
-    shard: int = Field(default=32, ge=1)
-    batch_rows: int | None = Field(default=None, ge=1)
     backend: str = "text"
 
 
-class SelectConfig(Strict):
+class ImageSampleConfig(SampleConfig, frozen=True):
+    """What is None is the pipeline's own choice. ``scheduler``: a diffusers scheduler class that fits the model."""
+
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    guidance: float | None = Field(default=None, ge=0)
+    negative_prompt: str | None = None
+    scheduler: str | None = None
+    backend: str = "image"
+
+
+class SelectConfig(Strict, frozen=True):
+    """``floor``: what scores below it is never chosen; ``buffer``: so many earlier rounds' winners are learned from
+    again."""
+
     rule: str = "best"
     skip_tied: bool = False
+    floor: float | None = None
+    buffer: int = Field(default=0, ge=0)
 
 
-class LoraConfig(Strict):
+class LoraConfig(Strict, frozen=True):
     r: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: tuple[str, ...] | None = None
 
 
-class TuneConfig(Strict):
+class TuneConfig(Strict, frozen=True):
     learning_rate: float = Field(default=2e-5, gt=0)
-    epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
-    batch_tokens: int = Field(default=4096, ge=1)
     schedule: Literal["linear", "constant"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Literal["reset", "carry"] = "reset"
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=100, ge=1)
+    backend: str
+
+
+class TextTuneConfig(TuneConfig, frozen=True):
+    epochs: int = Field(default=1, ge=1)
+    batch_tokens: int = Field(default=4096, ge=1)
     lora: LoraConfig | None = None
     backend: str = "text"
 
 
-class EvaluateConfig(Strict):
-    """``k`` outputs per held-out prompt, drawn as in training; ``patience``: rounds without a better reward there."""
+class ImageTuneConfig(TuneConfig, frozen=True):
+    """``steps`` of the optimiser a round, but at most ``max_epochs`` passes over the chosen. ``lora: null`` tunes the
+    whole UNet or transformer. ``snr_gamma``: min-SNR weighting; null for the plain loss."""
 
+    steps: int = Field(default=100, ge=1)
+    max_epochs: int = Field(default=10, ge=1)
+    batch_rows: int | None = Field(default=None, ge=1)
+    snr_gamma: float | None = Field(default=5.0, gt=0)
+    lora: LoraConfig | None = LoraConfig()
+    backend: str = "image"
+
+
+class SetConfig(Strict, frozen=True):
+    """Further prompts to evaluate on. ``path`` None: the held-out ones; ``sample``: what is drawn otherwise there."""
+
+    path: str | None = None
     k: int = Field(default=1, ge=1)
-    every: int = Field(default=1, ge=1)
-    patience: int | None = Field(default=None, ge=1)
+    sample: dict[str, Any] = {}
 
 
 def _listed(value: Any) -> Any:
@@ -98,15 +133,30 @@ def _listed(value: Any) -> Any:
     return tuple({"use": item} if isinstance(item, str) else item for item in items)
 
 
-class Recipe(Strict):
+Rewards = Annotated[tuple[RewardConfig, ...], BeforeValidator(_listed)]
+
+
+class EvaluateConfig(Strict, frozen=True):
+    """``k`` outputs per held-out prompt, drawn as in training; ``patience``: rounds without a better reward there;
+    ``judge``: scorers that only watch and never choose; ``also``: further prompts by name (figures ``<name>/…``)."""
+
+    k: int = Field(default=1, ge=1)
+    every: int = Field(default=1, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    judge: Rewards = ()
+    also: dict[str, SetConfig] = {}
+
+
+class Recipe(Strict, frozen=True):
     """A whole run. ``out`` and ``keep`` may differ when a run is resumed, ``rounds`` and ``patience`` too."""
 
+    modality: str
     model: str
     prompts: PromptsConfig
-    reward: Annotated[tuple[RewardConfig, ...], BeforeValidator(_listed), Field(min_length=1)]
-    sample: SampleConfig = SampleConfig()
+    reward: Annotated[Rewards, Field(min_length=1)]
+    sample: SampleConfig
     select: SelectConfig = SelectConfig()
-    tune: TuneConfig = TuneConfig()
+    tune: TuneConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     rounds: int = Field(default=5, ge=1)
     seed: int = 0
@@ -125,6 +175,21 @@ class Recipe(Strict):
         return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key not in free}
 
 
+class TextRecipe(Recipe, frozen=True):
+    modality: Literal["text"] = "text"
+    sample: TextSampleConfig = TextSampleConfig()
+    tune: TextTuneConfig = TextTuneConfig()
+
+
+class ImageRecipe(Recipe, frozen=True):
+    modality: Literal["image"] = "image"
+    sample: ImageSampleConfig = ImageSampleConfig()
+    tune: ImageTuneConfig = ImageTuneConfig()
+
+
+RECIPES: dict[str, type[Recipe]] = {"text": TextRecipe, "image": ImageRecipe}
+
+
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` → ``{"a.b": 1}``; lists are numbered."""
     flat: dict[str, Any] = {}
@@ -137,106 +202,3 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = inner
     return flat
-
-
-def load(path: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply ``--set KEY=VALUE`` changes. UserError names the file, the key and the mend."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys, beginning with model, prompts and reward")
-    for change in changes:
-        _apply(raw, change)
-    return parse(raw, str(path))
-
-
-def _apply(raw: dict[str, Any], change: str) -> None:
-    key, equals, value = change.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {change}: write KEY=VALUE, like --set sample.k=16")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {change}: {value!r} is not a value") from None
-    if isinstance(parsed, str):
-        with_point = _number(parsed)  # YAML reads 1e-5 as text
-        parsed = parsed if with_point is None else with_point
-    *path, last = key.split(".")
-    inner: Any = raw
-    for name in path:
-        if isinstance(inner, list) and name.isdigit() and int(name) < len(inner):
-            inner = inner[int(name)]
-            continue
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {change}: {name!r} is below something that has no keys")
-        if isinstance(inner.get(name), str) and name == "prompts":
-            inner[name] = {"path": inner[name]}
-        inner = inner.setdefault(name, {})
-    if not isinstance(inner, dict):
-        raise UserError(f"--set {change}: {key!r} is below something that has no keys")
-    inner[last] = parsed
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def parse(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """A mapping → the recipe."""
-    try:
-        return Recipe.model_validate(_numbers(raw))
-    except ValidationError as error:
-        raise UserError(f"{where}: {'; '.join(_explain(error))}") from None
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-5`` as text (it wants ``1.0e-5``): take what is plainly a number as one."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(inner) for key, inner in value.items()}
-    if isinstance(value, str) and "e" in value.lower() and (number := _number(value)) is not None:
-        return number
-    return value
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for fault in error.errors():
-        path = [str(part) for part in fault["loc"] if not _is_branch(str(part))]
-        key = ".".join(path)
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], _keys_at(path[:-1]), n=1, cutoff=0.5)
-            known = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(_keys_at(path[:-1]))}"
-            yield f"{key}: no such key; {known}"
-        elif fault["type"] == "missing":
-            yield f"{key}: is missing"
-        else:
-            message = fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
-            yield f"{key}: {message}, got {fault['input']!r}"
-
-
-def _is_branch(part: str) -> bool:
-    """Pydantic puts the branch of a union into the path; a user does not want to read it."""
-    return "[" in part or part in {"int", "float", "str"}
-
-
-def _keys_at(path: Sequence[str]) -> list[str]:
-    model: Any = Recipe
-    for part in path:
-        if part.isdigit():
-            continue
-        field = model.model_fields.get(part)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        nested = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from .loop import raft
 from .prompts import draw
 from .rank import rank
 from .store import Run
-from .types import Scored, seed_of
+from .types import Scored
 
 log = logging.getLogger("raftune")
-HELDOUT = "heldout.parquet"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Experiment:
     @classmethod
     def open(cls, parts: Parts, out: Path) -> Experiment:
         """Open (or resume) the run directory of a recipe."""
-        run = Run(out, parts.model, parts.codec, parts.settings)
+        run = Run(out, parts.model, parts.modality.codec, parts.settings)
         with files.replacing(out / "config.yaml") as part:
             part.write_text(yaml.safe_dump(parts.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         return cls(parts, run)
@@ -55,6 +54,7 @@ class Experiment:
             parts.select,
             recipe.seed,
             recipe.sample.shard,
+            recipe.select.buffer,
         )
         while not self.out_of_patience and (round := next(loop, None)) is not None:
             yield self.complete(round.number)
@@ -62,7 +62,7 @@ class Experiment:
     def complete(self, number: int) -> dict[str, Any]:
         """Add to a committed round's figures what the loop does not know, if it is not there; keep the best weights."""
         recipe, run = self.parts.recipe, self.run
-        if number and "sample/finished" not in run.metrics(number):
+        if number and "select/tied_prompts" not in run.metrics(number):
             self._describe(number)
         due = number % recipe.evaluate.every == 0 or number == recipe.rounds
         there = number == 0 or (run.round(number).folder / "policy").exists()  # or pruned in an earlier session
@@ -81,10 +81,8 @@ class Experiment:
         """Figures of what was sampled, and of the prompts whose ranking tells nothing."""
         here, run = self.run.round(number), self.run
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
-        figures = self.parts.describe([one.candidate for one in scored]) | part_means(scored)
         seconds = run.metrics(number).get("time/sample_s")
-        if seconds and "length_mean" in figures:
-            figures["tokens_per_s"] = figures["length_mean"] * len(scored) / seconds
+        figures = self.parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
         rankings = rank(scored)
         counts = {
             "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
@@ -93,32 +91,45 @@ class Experiment:
         run.log(number, {f"sample/{name}": value for name, value in figures.items()} | counts)
 
     def _evaluate(self, number: int) -> None:
-        """Figures on the held-out prompts."""
-        here = self.run.round(number)
+        """Figures on the held-out prompts and on the recipe's further ones."""
+        here, parts = self.run.round(number), self.parts
+        figures: dict[str, Any] = {"heldout/reward_version": parts.rewards.version}
         with here.timed("evaluate"):
-            scored = self._heldout(number)
-            figures = self.parts.judge(scored) | part_means(scored)
-        version = {"heldout/reward_version": self.parts.rewards.version}
-        self.run.log(number, {f"heldout/{name}": value for name, value in figures.items()} | here.figures | version)
+            for name in parts.probes:
+                scored = self._evaluated(number, name)
+                found = parts.modality.judge(scored, parts.model) | part_means(scored)
+                for judge in parts.judges.members if parts.judges else ():
+                    mean = found.pop(f"reward/{judge.reward.name}", None)
+                    found |= {} if mean is None else {judge.reward.name: mean}
+                figures |= {f"{name}/{figure}": value for figure, value in found.items()}
+        self.run.log(number, figures | here.figures)
 
-    def _heldout(self, number: int) -> list[Scored]:
-        """The same uniforms every round: what differs between two rounds is the policy, not the luck of the draw.
+    def _evaluated(self, number: int, name: str) -> list[Scored]:
+        """The same draws every round: what differs between two rounds is the policy, not the luck.
 
-        Normalised rewards are standardised by round 0, so that the rounds compare.
+        Normalised rewards are standardised by round 0, so that the rounds compare. What judges say stands beside the
+        parts of the reward and is no part of it.
         """
-        path = self.run.round(number).folder / HELDOUT
+        path = self.run.round(number).folder / f"{name}.parquet"
         if not path.exists():
-            parts, k = self.parts, self.parts.recipe.evaluate.k
+            parts, probe = self.parts, self.parts.probes[name]
             policy = self.run.policy_of(number)
-            candidates = parts.sampler.sample(policy, parts.prompts.heldout, k, (parts.recipe.seed, "heldout"))
-            values, first = parts.rewards.parts(candidates), self.heldout(0)
-            reference = {name: [one.parts[name] for one in first] for name in values} if first else None
-            table.write_scored(path, parts.rewards.combine(candidates, values, reference), self.run.codec)
-        return self.heldout(number)
+            candidates = probe.sampler.sample(policy, probe.prompts, probe.k, (parts.recipe.seed, name))
+            values, first = parts.rewards.parts(candidates), self.evaluated(0, name)
+            reference = {part: [one.parts[part] for one in first] for part in values} if first else None
+            scored = parts.rewards.combine(candidates, values, reference)
+            if parts.judges:
+                said = parts.judges.parts(candidates)
+                scored = [
+                    replace(one, parts={**one.parts, **{judge: column[row] for judge, column in said.items()}})
+                    for row, one in enumerate(scored)
+                ]
+            table.write_scored(path, scored, self.run.codec)
+        return self.evaluated(number, name)
 
-    def heldout(self, number: int) -> list[Scored]:
-        """The held-out outputs of an evaluated round."""
-        path = self.run.round(number).folder / HELDOUT
+    def evaluated(self, number: int, name: str = "heldout") -> list[Scored]:
+        """The outputs on which a round was evaluated, or none."""
+        path = self.run.round(number).folder / f"{name}.parquet"
         return table.read_scored(path, self.run.codec) if path.exists() else []
 
     @property
@@ -160,14 +171,7 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     if all(one.reward is None for one in scored):
         raise UserError(f"reward: scored none of {len(scored)} samples of prompt {some[0].id!r}")
     lines += [
-        (f"reward {one.reward if one.reward is None else round(one.reward, 4)}", one.candidate.output.text)
+        (f"reward {one.reward if one.reward is None else round(one.reward, 4)}", str(one.candidate.output))
         for one in scored
     ]
     return lines
-
-
-def demonstrate(before: list[Scored], after: list[Scored], count: int, seed: int) -> list[tuple[Scored, Scored]]:
-    """``count`` held-out outputs before and after, picked by the seed and not by how they look."""
-    pairs = {(one.candidate.prompt.id, one.candidate.index): one for one in after if one.candidate.index == 0}
-    both = [(one, pairs[key]) for one in before if (key := (one.candidate.prompt.id, one.candidate.index)) in pairs]
-    return sorted(both, key=lambda pair: seed_of(seed, "show", pair[0].candidate.prompt.id))[:count]

@@ -22,6 +22,7 @@ def raft(
     select: Select = Best(),
     seed: int = 0,
     shard: int = 32,
+    buffer: int = 0,
 ) -> Iterator[Round]:
     """Yield each round once it is committed, so that the caller evaluates, logs, draws, stops.
 
@@ -33,17 +34,19 @@ def raft(
         rounds: stop after this round.
         seed: every random choice is addressed by it.
         shard: prompts sampled between two writes to disk; a crash costs at most one shard.
+        buffer: the winners of so many earlier rounds are learned from again, beside those of the round.
 
     Raises:
         UserError: the reward broke its contract or nothing was chosen. The candidates stay on disk.
         Interrupted: a signal asked for it; everything done so far is on disk.
     """
-    run.settle(k=k, seed=seed, shard=shard, select=name_of(select))
+    run.settle(k=k, seed=seed, shard=shard, select=name_of(select), buffer=buffer)
     for number in run.remaining(rounds):
         here, address = run.round(number), (seed, number)
         prompts = here.prompts(lambda: draw(number))
         candidates = here.candidates(prompts, shard, lambda some: sampler.sample(run.policy, some, k, address))
         scored = here.scored(candidates, shard * k, reward)
         chosen = here.chosen(scored, lambda: choose(select, scored, address))
-        policy = here.policy(lambda out: learner.tune(run.policy, chosen, out, address))
+        lesson = [*run.winners(number, buffer), *chosen]
+        policy = here.policy(lambda out: learner.tune(run.policy, lesson, out, address))
         yield run.commit(number, scored, chosen, policy)

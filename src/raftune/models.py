@@ -25,6 +25,8 @@ from .errors import UserError
 from .types import Policy
 
 T = TypeVar("T")
+# transformers, PEFT, diffusers, a LoRA of diffusers
+CONFIGS = ("config.json", "adapter_config.json", "model_index.json", "pytorch_lora_weights.safetensors")
 Tokenizer = Any  # PreTrainedTokenizerBase, whose own annotations do not tell ids from text
 
 
@@ -95,9 +97,9 @@ def locate(policy: Policy) -> str:
         if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise UserError(f"model: {name} is not a folder; give a model folder, a hub id or asset:NAME")
         return name
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    if not ((folder / "config.json").exists() or (folder / "adapter_config.json").exists()):
-        raise UserError(f"model: {name} has no config.json; is it a model folder?")
+    weights = [*folder.rglob("*.safetensors"), *folder.rglob("*.bin")]
+    if not any((folder / config).exists() for config in CONFIGS):
+        raise UserError(f"model: {name} has no config.json and no model_index.json; is it a model folder?")
     if not weights:
         raise UserError(f"model: {name} has a config but no weights (*.safetensors)")
     return name
@@ -117,7 +119,7 @@ def load_tokenizer(policy: Policy) -> Tokenizer:
     base = adapter_base(folder)
     if base is not None and not (Path(folder) / "tokenizer_config.json").exists():
         return load_tokenizer(base)
-    return _loading(folder, lambda: AutoTokenizer.from_pretrained(folder))
+    return loading(folder, lambda: AutoTokenizer.from_pretrained(folder))
 
 
 def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
@@ -126,16 +128,17 @@ def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelF
     folder = locate(policy)
     base = adapter_base(folder)
     if base is None:
-        model = _loading(folder, lambda: model_class.from_pretrained(folder, dtype=dtype))
+        model = loading(folder, lambda: model_class.from_pretrained(folder, dtype=dtype))
     else:
         from peft import PeftModel
 
         below = load_model(base, dtype, model_class)
-        model = _loading(folder, lambda: PeftModel.from_pretrained(below, folder).merge_and_unload())
+        model = loading(folder, lambda: PeftModel.from_pretrained(below, folder).merge_and_unload())
     return model.to(device()).eval()
 
 
-def _loading(folder: str, load: Callable[[], T]) -> T:
+def loading(folder: str, load: Callable[[], T]) -> T:
+    """What ``load`` makes; UserError in one line where a library cannot."""
     try:
         with quiet():
             return load()

@@ -74,7 +74,7 @@ class Picture:
             raise UserError(f"{self.path or self.sha256}: cannot be decoded ({error})") from None
 
     def __str__(self) -> str:
-        return str(self.path or self.sha256)
+        return str(self.path or f"{self.width}×{self.height} picture {self.sha256[:8]}")
 
 
 class PictureCodec:

@@ -8,7 +8,7 @@ Rules for the tails, each held by a test:
 - A fraction keeps at least one candidate.
 - Nothing chosen at all is an error, before any tuning starts.
 
-Every rule but ``above`` depends on the order of the rewards only, so no positive rescaling changes the choice.
+But for ``above`` and a floor, rules depend on the order of the rewards only: no positive rescaling changes the choice.
 """
 
 from __future__ import annotations
@@ -116,6 +116,17 @@ class Random:
         return [one for one in scored if id(one) in chosen]
 
 
+@dataclass(frozen=True)
+class Floor:
+    """``rule`` among those whose reward is at least ``floor``: a best of nothing but failures teaches failing."""
+
+    rule: Select
+    floor: float
+
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+        return self.rule(Above(self.floor)(scored), seed)
+
+
 def _share(count: int, fraction: float) -> int:
     return min(count, max(1, math.floor(count * fraction + 1e-9)))
 
@@ -124,11 +135,13 @@ def _sample(pool: list[Scored], count: int, seed: tuple[object, ...]) -> list[Sc
     return stdlib_random.Random(seed_of("select", *seed)).sample(pool, min(count, len(pool)))
 
 
-Rule = Best | Top | Above | Random
-
-
-def parse_rule(text: str, skip_tied: bool = False) -> Rule:
+def parse_rule(text: str, skip_tied: bool = False, floor: float | None = None) -> Select:
     """``best``, ``best:2``, ``top:0.1``, ``above:0.5``, ``random``, ``random:2``, ``random:0.1`` → the rule."""
+    rule = _parse_rule(text, skip_tied)
+    return rule if floor is None else Floor(rule, floor)
+
+
+def _parse_rule(text: str, skip_tied: bool) -> Select:
     name, _, value = text.partition(":")
     if skip_tied and name != "best":
         raise UserError(f"select.skip_tied: goes with the rule best, not with {text!r}")

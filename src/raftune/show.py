@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -14,8 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from . import progress
-from .types import Scored
+from .types import Scored, seed_of
 
+SHOWN = 3  # outputs before and after
 COLUMNS = {  # metric → (heading, format)
     "round": ("round", "{:d}"),
     "sample/reward_mean": ("sampled", "{:.3f}"),
@@ -25,8 +27,10 @@ COLUMNS = {  # metric → (heading, format)
     "heldout/kl": ("KL", "{:.2f}"),
     "heldout/distinct_2": ("distinct-2", "{:.2f}"),
     "heldout/length_mean": ("length", "{:.0f}"),
+    "heldout/diversity": ("diversity", "{:.3f}"),
     "sample/tokens_per_s": ("sample tok/s", "{:.0f}"),
     "tune/tokens_per_s": ("tune tok/s", "{:.0f}"),
+    "sample/pictures_per_s": ("drawn/s", "{:.1f}"),
     "time/round_s": ("seconds", "{:.1f}"),
 }
 
@@ -96,6 +100,18 @@ def rounds_table(rows: list[Mapping[str, Any]]) -> Table:
     return table
 
 
+def exhibit(before: Sequence[Scored], after: Sequence[Scored], round_number: int, folder: Path) -> Table:
+    """A few held-out texts before any tuning and after ``round_number``."""
+    return before_after(demonstrate(before, after, SHOWN), round_number)
+
+
+def demonstrate(before: Sequence[Scored], after: Sequence[Scored], count: int) -> list[tuple[Scored, Scored]]:
+    """``count`` held-out outputs before and after, picked by their prompt's id and not by how they look."""
+    pairs = {(one.candidate.prompt.id, one.candidate.index): one for one in after if one.candidate.index == 0}
+    both = [(one, pairs[key]) for one in before if (key := (one.candidate.prompt.id, one.candidate.index)) in pairs]
+    return sorted(both, key=lambda pair: seed_of("show", pair[0].candidate.prompt.id))[:count]
+
+
 def before_after(pairs: list[tuple[Scored, Scored]], round_number: int) -> Table:
     """Held-out prompts with the answer before any tuning and after ``round_number``, side by side."""
     table = Table(title=f"Held-out prompts, before and after round {round_number}", box=box.ROUNDED, show_lines=True)
@@ -115,5 +131,5 @@ def _short(text: str, limit: int = 400) -> str:
 
 def _answer(one: Scored) -> str:
     reward = "not scored" if one.reward is None else f"{one.reward:+.2f}"
-    text = str(getattr(one.candidate.output, "text", one.candidate.output)).strip()
+    text = str(one.candidate.output).strip()
     return f"[bold]{reward}[/bold] {escape(_short(text))}"

@@ -227,6 +227,11 @@ class Run:
         """The latest checkpoint."""
         return self.policy_of(self.last)
 
+    def winners(self, number: int, buffer: int) -> list[Scored]:
+        """What the ``buffer`` rounds before ``number`` chose, the earliest first."""
+        rounds = [self.round(earlier) for earlier in range(max(1, number - buffer), number)]
+        return [one for here in rounds for one in table.read_scored(here.folder / "chosen.parquet", self.codec)]
+
     def commit(self, number: int, scored: Sequence[Scored], chosen: Sequence[Scored], policy: Policy) -> Round:
         """Everything of the round is on disk: write its figures and mark it done."""
         here = self.round(number)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ from .files import replacing
 from .protocols import Codec
 from .types import Candidate, Prompt, Scored, Text
 
+T = TypeVar("T")
 PART = "reward/"
 PROMPT = {"prompt_id": pa.string(), "prompt": pa.string(), "chat": pa.bool_(), "columns": pa.string()}
 ROW = {**PROMPT, "index": pa.int32(), "source": pa.string(), "logprob": pa.float64()}
@@ -69,18 +70,27 @@ def _write(path: Path, rows: list[dict[str, Any]], schema: dict[str, Any]) -> No
         pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(schema.items()))), part)
 
 
-def _read(path: Path, needed: Collection[str]) -> list[dict[str, Any]]:
+def _open(path: Path, read: Callable[[Path], T]) -> T:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        table = pq.read_table(path)
+        return read(path)
     except (pa.ArrowException, OSError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"{path}: not a parquet file, or damaged ({line}); in a run, delete it and run again") from None
+
+
+def _read(path: Path, needed: Collection[str]) -> list[dict[str, Any]]:
+    table = _open(path, pq.read_table)
     missing = sorted(set(needed) - set(table.column_names))
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r}; it has {', '.join(table.column_names)}")
     return table.to_pylist()
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of a table's columns."""
+    return _open(path, pq.read_schema).names
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:

@@ -43,6 +43,9 @@ class Text:
     token_logprobs: tuple[float, ...] | None = None
     finish_reason: str = "stop"
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -17,9 +17,10 @@ from .diversity import distinct, msttr
 BATCH_TOKENS = 4096
 
 
-def describe(candidates: Sequence[Candidate]) -> dict[str, float]:
+def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> dict[str, float]:
     """Diversity and length of outputs: ``distinct_1``, ``distinct_2``, ``msttr_100``, ``length_mean`` (tokens),
-    ``finished`` (share that ended by itself). Absent where it cannot be measured."""
+    ``finished`` (share that ended by itself), ``tokens_per_s`` where they took ``seconds``. Absent where it cannot be
+    measured."""
     texts = [candidate.output.text for candidate in candidates]
     lengths = [len(c.output.token_ids) for c in candidates if c.output.token_ids is not None]
     figures = {
@@ -27,6 +28,7 @@ def describe(candidates: Sequence[Candidate]) -> dict[str, float]:
         "distinct_2": distinct(texts, 2),
         "msttr_100": msttr(texts),
         "length_mean": sum(lengths) / len(lengths) if lengths else None,
+        "tokens_per_s": sum(lengths) / seconds if lengths and seconds else None,
         "finished": sum(c.output.finish_reason == "stop" for c in candidates) / len(candidates) if candidates else None,
     }
     return {name: value for name, value in figures.items() if value is not None}

@@ -18,17 +18,8 @@ from ..errors import UserError
 from ..models import adapter_base, compute_dtype, device, load_model, load_tokenizer, locate, quiet, resident
 from ..tokens import encode_prompt, output_ids
 from ..types import Policy, Scored, digest, seed_of
+from .lora import Lora
 from .session import Session
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A peft LoRA adapter; ``target_modules`` None: all linear layers but the head."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Evaluation of a policy that draws pictures. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..types import Candidate, Policy, Scored, mean_reward
+
+SIDE = 64  # pixels: larger pictures are compared at this size
+MOST = 256  # pictures of a prompt that are compared with each other
+
+
+def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> dict[str, float]:
+    """``diversity``; ``flagged``: share that the safety checker replaced; ``pictures_per_s`` where they took
+    ``seconds``.
+
+    ``diversity``: the root mean square difference of two pictures' channels (0..1), meaned over the pairs of pictures
+    of a prompt, then over prompts; absent where no prompt has two.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(str(candidate.prompt.content), []).append(candidate)
+    distances = [distance for members in groups.values() if (distance := mean_distance(members)) is not None]
+    figures = {"diversity": float(np.mean(distances))} if distances else {}
+    if candidates:
+        figures["flagged"] = sum(candidate.output.flagged for candidate in candidates) / len(candidates)
+    return figures | ({"pictures_per_s": len(candidates) / seconds} if seconds else {})
+
+
+def judge(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
+    """``reward_mean`` and what :func:`describe` tells."""
+    reward = mean_reward(scored)
+    return describe([one.candidate for one in scored]) | ({} if reward is None else {"reward_mean": reward})
+
+
+def mean_distance(members: Sequence[Candidate]) -> float | None:
+    """Over all pairs of the first 256 of these pictures; None for fewer than two."""
+    if len(members) < 2:
+        return None
+    pixels_ND = np.stack([_pixels(member) for member in members[:MOST]])
+    squares_N = (pixels_ND**2).sum(1)
+    squared_NN = squares_N[:, None] + squares_N - 2 * pixels_ND @ pixels_ND.T
+    pairs = squared_NN[np.triu_indices(len(pixels_ND), 1)]
+    return float(np.sqrt(np.maximum(pairs, 0) / pixels_ND.shape[1]).mean())
+
+
+def _pixels(candidate: Candidate) -> np.ndarray:
+    image = candidate.output.image
+    if max(image.size) > SIDE:
+        image = image.resize((SIDE, SIDE))
+    return np.asarray(image, np.float32).ravel() / 255

@@ -1,0 +1,170 @@
+"""The one place that picks implementations: a name in, a part out.
+
+Torch is imported only below, when a part needs it, so that reading a recipe stays quick.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import RewardConfig, SampleConfig, TuneConfig
+from .errors import UserError
+from .imports import import_object
+from .protocols import Codec, Learner, Reward, Sampler
+from .score import Rewards, Weighted
+from .table import TextCodec, columns_of
+from .types import Candidate, Prompt, Scored
+
+DIFFUSERS = ("model_index.json", "pytorch_lora_weights.safetensors")  # one of these makes a folder an image policy
+PICTURES = "sha256"  # the column that only a table of pictures has
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What belongs to a kind of output, besides its sampler, learner and rewards."""
+
+    codec: Codec
+    describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
+    """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
+    judge: Callable[[Sequence[Scored], str], dict[str, float]]
+    """Figures of evaluated outputs, against the initial policy."""
+    exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
+    """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""
+    prompt_length: Callable[[str], Callable[[Prompt], int] | None]
+    """How a policy measures prompts; None where it takes them all."""
+
+
+def modality(name: str) -> Modality:
+    match name:
+        case "text":
+            from . import show
+            from .evaluate import text
+
+            return Modality(TextCodec(), text.describe, text.judge, show.exhibit, token_counter)
+        case "image":
+            from .evaluate import image, sheet
+            from .picture import PictureCodec
+
+            return Modality(PictureCodec(), image.describe, image.judge, sheet.exhibit, lambda _: None)
+    raise UserError(f"modality: {name!r} is unknown; use text or image")
+
+
+def modality_of(policy: str) -> str:
+    """What a checkpoint makes: ``image`` where it is a diffusers pipeline or an adapter of one, else ``text``."""
+    folder = Path(policy)
+    if folder.is_dir():
+        return "image" if any((folder / name).exists() for name in DIFFUSERS) else "text"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(policy, DIFFUSERS[0])
+    except Exception:  # not there, or out of reach: loading it will tell
+        return "text"
+    return "image"
+
+
+def modality_in(table: Path) -> str:
+    """What a table of candidates holds."""
+    return "image" if PICTURES in columns_of(table) else "text"
+
+
+def beside_of(path: str, folder: Path) -> Path:
+    return folder / path if (folder / path).exists() else Path(path)
+
+
+def model(name: str, beside: Path = Path()) -> str:
+    """A model folder is looked for beside the recipe, then here; anything else is a hub id or an asset."""
+    from .models import locate
+
+    folder = beside_of(name, beside)
+    return locate(folder if folder.is_dir() else name)
+
+
+def sampler(config: SampleConfig, beside: Path = Path()) -> Sampler:
+    options = config.model_dump(exclude={"prompts_per_round", "k", "shard", "backend"})
+    match config.backend:
+        case "text":
+            from .sample.text import TextSampler
+
+            return TextSampler(**options)
+        case "image":
+            from .sample.image import ImageSampler
+
+            return ImageSampler(**options)
+        case backend if ":" in backend:
+            return _custom("sample.backend", backend, beside, options)
+    raise UserError(f"sample.backend: {config.backend!r} is unknown; use text, image or module:Class")
+
+
+def learner(config: TuneConfig, beside: Path = Path()) -> Learner:
+    options = config.model_dump(exclude={"backend"})
+    lora = options.pop("lora", None)
+    match config.backend:
+        case "text":
+            from .tune.lora import Lora
+            from .tune.text import TextLearner
+
+            return TextLearner(**options, lora=Lora(**lora) if lora else None)
+        case "image":
+            from .tune.image import ImageLearner
+            from .tune.lora import Lora
+
+            return ImageLearner(**options, lora=Lora(**lora) if lora else None)
+        case backend if ":" in backend:
+            return _custom("tune.backend", backend, beside, {**options, "lora": lora})
+    raise UserError(f"tune.backend: {config.backend!r} is unknown; use text, image or module:Class")
+
+
+def _custom(key: str, spec: str, beside: Path, options: dict[str, Any]) -> Any:
+    """Somebody's own part: called with those options of the recipe that it names."""
+    part: Callable[..., Any] = import_object(spec, beside)
+    if not callable(part):
+        raise UserError(f"{key}: {spec} is a {type(part).__name__}, not a class")
+    parameters = inspect.signature(part).parameters.values()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    given = {name: value for name, value in options.items() if takes_all or name in {p.name for p in parameters}}
+    try:
+        return part(**given)
+    except TypeError as error:
+        raise UserError(f"{key}: {spec}({', '.join(given)}) raised TypeError: {error}") from error
+
+
+def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
+    return Rewards(tuple(Weighted(reward(c, beside), c.weight, c.normalise) for c in configs))
+
+
+def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
+    """``vader``, ``classifier:MODEL``, ``module:function`` or ``path.py:function``."""
+    kind, _, rest = config.use.partition(":")
+    match kind:
+        case "vader":
+            from .reward.sentiment import Vader
+
+            return Vader(config.name or "vader")
+        case "classifier" if rest:
+            from .reward.classifier import ClassifierReward
+
+            return ClassifierReward(model(rest, beside), config.name or "classifier", config.label)
+        case _ if rest:
+            from .reward.functions import FunctionReward
+
+            function = import_object(config.use, beside)
+            if not callable(function):
+                raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
+            return FunctionReward(function, config.name or config.use.rpartition(":")[2])
+    raise UserError(
+        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, module:function or path.py:function"
+    )
+
+
+def token_counter(policy: str) -> Callable[[Prompt], int]:
+    """How long a prompt is in the policy's tokens."""
+    from .models import load_tokenizer
+    from .tokens import encode_prompt
+
+    tokenizer = load_tokenizer(policy)
+    return lambda prompt: len(encode_prompt(tokenizer, prompt))

@@ -1,0 +1,152 @@
+"""The image sampler: K pictures of each prompt from a diffusers pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import progress
+from ..errors import UserError
+from ..families import Family, family_of
+from ..picture import Picture
+from ..pipelines import resident_pipeline, silent
+from ..types import Candidate, Policy, Prompt, seed_of
+
+log = logging.getLogger("raftune")
+ROWS = {"cpu": 16, "mps": 8, "cuda": 32}  # pictures denoised at once
+Row = tuple[int, int]  # of a prompt among the prompts, of a candidate among its K
+
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """Samples with the pipeline's own scheduler and settings where these are None.
+
+    A prompt goes through the text encoders once, whatever K is. Each picture has a generator of its own, on the CPU, so
+    it does not depend on the batch it was drawn in. A picture that the pipeline's safety checker replaced is kept and
+    ``flagged``.
+
+    ``height``, ``width``: pixels, multiples of what the VAE makes of one latent. ``steps``: of the scheduler.
+    ``guidance``: classifier-free guidance scale. ``scheduler``: a diffusers class that fits the pipeline's own.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    scheduler: str | None = None
+    batch_rows: int | None = None
+    source: str = "policy"
+
+    def sample(self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...]) -> list[Candidate]:
+        """``k`` candidates of each prompt, in order; see :class:`raftune.protocols.Sampler`."""
+        if k < 1:
+            raise UserError(f"sample.k: {k} candidates per prompt; at least 1 is needed")
+        if not prompts:
+            return []
+        texts = [text_of(prompt) for prompt in prompts]
+        pipe = resident_pipeline(policy)
+        own = pipe.scheduler
+        pipe.scheduler = self._scheduler(pipe)
+        try:
+            drawn = self._draw(pipe, prompts, texts, k, seed)
+        finally:
+            pipe.scheduler = own
+        rows = [(row, index) for row in range(len(prompts)) for index in range(k)]
+        return [Candidate(prompts[row], index, drawn[row, index], self.source) for row, index in rows]
+
+    def _draw(
+        self, pipe: Any, prompts: Sequence[Prompt], texts: Sequence[str], k: int, seed: tuple[object, ...]
+    ) -> dict[Row, Picture]:
+        call = self._call(pipe)
+        inputs = self._inputs(pipe, texts, call)
+        rows = [(row, index) for row in range(len(prompts)) for index in range(k)]
+        at_once = self.batch_rows or ROWS[pipe.device.type]
+        drawn: dict[Row, Picture] = {}
+        with progress.bar("denoise", len(rows)) as advance, silent():
+            for at in range(0, len(rows), at_once):
+                batch = rows[at : at + at_once]
+                generators = [
+                    torch.Generator().manual_seed(seed_of(*seed, prompts[row].id, index)) for row, index in batch
+                ]
+                try:
+                    output = pipe(**take(inputs, [row for row, _ in batch]), generator=generators, **call)
+                except ValueError as error:  # the pipeline's own checks
+                    raise UserError(f"sample: {type(pipe).__name__}: {str(error).strip().splitlines()[0]}") from error
+                flags = getattr(output, "nsfw_content_detected", None) or [False] * len(batch)
+                for place, image, flag in zip(batch, output.images, flags, strict=True):
+                    drawn[place] = Picture.of(image, bool(flag))
+                advance(len(batch))
+        return drawn
+
+    def _call(self, pipe: Any) -> dict[str, Any]:
+        """The keywords of the pipeline's call, checked."""
+        asked = {
+            "height": self.height,
+            "width": self.width,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+        }
+        keys = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+        call = {name: value for name, value in asked.items() if value is not None}
+        takes = inspect.signature(pipe.__call__).parameters
+        for name in call:
+            if name not in takes:
+                raise UserError(f"sample.{keys.get(name, name)}: {type(pipe).__name__} does not take it")
+        unit = multiple_of(pipe)
+        for name in ("height", "width"):
+            if call.get(name, unit) % unit:
+                nearest = max(unit, round(call[name] / unit) * unit)
+                raise UserError(
+                    f"sample.{name}: {call[name]} is not a multiple of {unit}, as {type(pipe).__name__} needs; "
+                    f"{nearest} is"
+                )
+        return {**call, "output_type": "pil"}
+
+    def _inputs(self, pipe: Any, texts: Sequence[str], call: dict[str, Any]) -> dict[str, Any]:
+        """What stands for each prompt in the pipeline's call, one row each."""
+        family = family_of(type(pipe))
+        if family is not None:
+            default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
+            return family.embed(pipe, texts, call.get("guidance_scale", default) > 1, self.negative_prompt)
+        log.info("%s: no shared prompt embeddings are known; each batch encodes its prompts", type(pipe).__name__)
+        inputs: dict[str, Any] = {"prompt": list(texts)}
+        return inputs | ({"negative_prompt": [self.negative_prompt] * len(texts)} if self.negative_prompt else {})
+
+    def _scheduler(self, pipe: Any) -> Any:
+        if self.scheduler is None:
+            return pipe.scheduler
+        fitting = {one.__name__: one for one in (*pipe.scheduler.compatibles, type(pipe.scheduler))}
+        if self.scheduler not in fitting:
+            raise UserError(
+                f"sample.scheduler: {self.scheduler!r} does not fit; use one of {', '.join(sorted(fitting))}"
+            )
+        return fitting[self.scheduler].from_config(pipe.scheduler.config)
+
+
+def text_of(prompt: Prompt) -> str:
+    """A prompt of pictures is a text."""
+    if not isinstance(prompt.content, str):
+        raise UserError(f"prompt {prompt.id!r} is a chat; pictures are drawn from texts")
+    return prompt.content
+
+
+def multiple_of(pipe: Any) -> int:
+    """Pixels that a picture's sides must be multiples of: the VAE's factor times what the denoiser reads as one."""
+    family = family_of(type(pipe)) or Family()
+    denoiser = getattr(pipe, "transformer", None)
+    patch = (getattr(denoiser.config, "patch_size", None) or 1) if denoiser is not None else 1
+    return getattr(pipe, "vae_scale_factor", 8) * patch * family.patch
+
+
+def take(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """These rows of every input."""
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+        for name, value in inputs.items()
+    }

@@ -1,0 +1,264 @@
+"""The stages as commands of their own, on files. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import files
+from .errors import UserError
+from .exits import exits
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .types import Prompt
+
+stages = typer.Typer()
+
+Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", help="Model or pipeline folder, adapter folder, hub id or asset:NAME.")
+]
+PromptsOption = Annotated[str, typer.Option("--prompts", help=".jsonl, .parquet or a Hub dataset.")]
+RewardOption = Annotated[
+    list[str],
+    typer.Option("--reward", help="vader, classifier:MODEL, module:function or path.py:function; may be repeated."),
+]
+Tokens = Annotated[int | None, typer.Option(min=1, help="Text: new tokens at most (64).")]
+Side = Annotated[int | None, typer.Option(min=1, help="Pictures: pixels.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Pictures: steps of the scheduler.")]
+Guidance = Annotated[float | None, typer.Option(help="Pictures: classifier-free guidance.")]
+Scheduler = Annotated[str | None, typer.Option(help="Pictures: a diffusers scheduler that fits.")]
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def say_dropped(terminal: Console, counts: dict[str, int]) -> None:
+    dropped = [f"{count} {rule}" for rule, count in counts.items() if count and rule not in {"rows", "heldout_rows"}]
+    if dropped:
+        terminal.print(f"prompts dropped: {', '.join(dropped)}", highlight=False)
+
+
+@stages.command()
+@exits
+def sample(
+    policy: PolicyOption,
+    prompts: PromptsOption,
+    out: Out,
+    k: Annotated[int, typer.Option(min=1, help="Candidates per prompt.")] = 8,
+    max_new_tokens: Tokens = None,
+    temperature: Annotated[float | None, typer.Option(help="Text: λ (1); must be > 0 (greedy: --top-k 1).")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text: stop string; may be repeated.")] = None,
+    height: Side = None,
+    width: Side = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Pictures: what to keep away from.")] = None,
+    scheduler: Scheduler = None,
+    seed: int = 0,
+    column: Annotated[str, typer.Option(help="The column that holds the prompt.")] = "prompt",
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longer prompts are dropped and counted.")] = 1024,
+) -> None:
+    """Sample K candidates of each prompt."""
+    from . import table
+
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop": tuple(stop) if stop else None,
+        "height": height,
+        "width": width,
+        "steps": steps,
+        "guidance": guidance,
+        "negative_prompt": negative_prompt,
+        "scheduler": scheduler,
+    }
+    _check_out(out)
+    located, modality, sampler = _sampler(policy, options)
+    usable = _prompts(prompts, column, modality.prompt_length(located), max_prompt_tokens)
+    with _bars():
+        candidates = sampler.sample(located, usable, k, (seed, "sample"))
+    table.write_candidates(out, candidates, modality.codec)
+    _written(out, len(candidates), "candidates")
+
+
+def _sampler(policy: str, options: dict[str, Any]) -> tuple[str, Any, Any]:
+    """Where the policy lies, its modality, and the sampler that these options ask for."""
+    from . import pick
+    from .config import RECIPES
+    from .recipe import validated
+
+    located = pick.model(policy)
+    name = pick.modality_of(located)
+    given = {key: value for key, value in options.items() if value is not None}
+    kind = type(RECIPES[name].model_fields["sample"].default)
+    for key in given:
+        if key not in kind.model_fields:
+            raise UserError(f"--{key.replace('_', '-')}: is not for a policy that makes {name}")
+    config = validated(kind, given, "sample")
+    return located, pick.modality(name), pick.sampler(config)
+
+
+def _prompts(path: str, column: str, length: Any, limit: int) -> list[Prompt]:
+    from .prompts import parse, read_rows, tidy
+
+    usable, counts = tidy(parse(read_rows(path), column), length, limit)
+    say_dropped(console(), counts)
+    if not usable:
+        raise UserError(f"{path}: no usable prompt")
+    return usable
+
+
+@stages.command()
+@exits
+def score(
+    candidates: Annotated[Path, typer.Option("--candidates", help="What `sample` wrote.")],
+    reward: RewardOption,
+    out: Out,
+) -> None:
+    """Score candidates with one or more rewards (weight 1 each)."""
+    from . import pick, table
+    from .config import RewardConfig
+
+    _check_out(out)
+    codec = pick.modality(pick.modality_in(candidates)).codec
+    rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
+    with _bars():
+        scored = rewards(table.read_candidates(candidates, codec))
+    table.write_scored(out, scored, codec)
+    _written(out, len(scored), "scored candidates")
+
+
+@stages.command()
+@exits
+def select(
+    scored: Annotated[Path, typer.Option("--scored", help="What `score` wrote.")],
+    out: Out,
+    rule: Annotated[str, typer.Option(help="best, best:N, top:FRACTION, above:REWARD, random.")] = "best",
+    skip_tied: Annotated[bool, typer.Option(help="Leave out prompts whose candidates all tie.")] = False,
+    floor: Annotated[float | None, typer.Option(help="What scores below is never chosen.")] = None,
+    seed: int = 0,
+) -> None:
+    """Choose what to learn from."""
+    from . import pick, rank, table
+
+    _check_out(out)
+    codec = pick.modality(pick.modality_in(scored)).codec
+    chosen = rank.choose(rank.parse_rule(rule, skip_tied, floor), table.read_scored(scored, codec), (seed, "select"))
+    table.write_scored(out, chosen, codec, {table.key_of(one) for one in chosen})
+    _written(out, len(chosen), "chosen candidates")
+
+
+@stages.command()
+@exits
+def tune(
+    policy: PolicyOption,
+    chosen: Annotated[Path, typer.Option("--chosen", help="What `select` wrote.")],
+    out: Out,
+    learning_rate: float = 2e-5,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Text: passes (1).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Pictures: optimiser steps (100).")] = None,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="Pictures: passes at most (10).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    lora: Annotated[
+        bool | None, typer.Option("--lora/--full", help="An adapter (default for pictures) or all parameters (text).")
+    ] = None,
+    lora_r: Annotated[int, typer.Option(min=1)] = 16,
+    seed: int = 0,
+) -> None:
+    """Fine-tune a policy on what was chosen."""
+    from . import pick, table
+    from .config import RECIPES
+    from .recipe import validated
+
+    _check_out(out, folder=True)
+    modality = pick.modality_in(chosen)
+    kind = type(RECIPES[modality].model_fields["tune"].default)
+    options = {"epochs": epochs, "steps": steps, "max_epochs": max_epochs}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in kind.model_fields:
+            raise UserError(f"--{name.replace('_', '-')}: is not for {modality}")
+    adapter = kind().lora is not None if lora is None else lora
+    settings = {"r": lora_r, "alpha": 2 * lora_r} if adapter else None
+    given |= {"learning_rate": learning_rate, "batch_size": batch_size, "lora": settings}
+    learner = pick.learner(validated(kind, given, "tune"))
+    with _bars():
+        scored = table.read_scored(chosen, pick.modality(modality).codec)
+        learner.tune(pick.model(policy), scored, out, (seed, "tune"))
+    console().print(f"{out}: tuned policy", highlight=False)
+
+
+@stages.command()
+@exits
+def evaluate(
+    policy: PolicyOption,
+    prompts: PromptsOption,
+    reward: RewardOption,
+    out: Out,
+    initial: Annotated[str | None, typer.Option(help="Perplexity and KL are against this policy.")] = None,
+    k: Annotated[int, typer.Option(min=1)] = 1,
+    max_new_tokens: Tokens = None,
+    height: Side = None,
+    width: Side = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    scheduler: Scheduler = None,
+    seed: int = 0,
+    column: str = "prompt",
+) -> None:
+    """Reward, fluency, diversity and KL of a policy on prompts."""
+    from . import pick
+    from .config import RewardConfig
+
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "height": height,
+        "width": width,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": scheduler,
+    }
+    _check_out(out)
+    rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
+    located, modality, sampler = _sampler(policy, options)
+    usable = _prompts(prompts, column, None, 0)
+    with _bars():
+        candidates = sampler.sample(located, usable, k, (seed, "heldout"))
+        figures = modality.judge(rewards(candidates), pick.model(initial) if initial else located)
+    files.write_json(out, {f"heldout/{name}": value for name, value in figures.items()})
+    for name, value in figures.items():
+        console().print(f"{name:>14}  {value:.4g}", highlight=False)
+
+
+def _check_out(out: Path, folder: bool = False) -> None:
+    """Before any work: can ``out`` be written, without anything of the user's being overwritten?"""
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"--out {out}: {above} cannot be written to")
+    if not folder and out.is_dir():
+        raise UserError(f"--out {out}: is a directory; name a file")
+    if folder and out.exists() and not (out / files.FIGURES).exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: holds something else than a tuned policy; name an empty or new directory")
+
+
+def _bars() -> Any:
+    from .show import Show
+
+    return Show(console()).live()
+
+
+def _written(out: Path, count: int, what: str) -> None:
+    console().print(f"{out}: {count} {what}", highlight=False, soft_wrap=True)
