@@ -39,6 +39,8 @@ LIGHT = [
     "__init__",
     "evaluate/diversity",
     "reward/functions",
+    "reward/jpeg",
+    "reward/pictures",
 ]
 
 
