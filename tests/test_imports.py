@@ -42,6 +42,8 @@ LIGHT = [
     "__init__",
     "evaluate/diversity",
     "reward/functions",
+    "reward/jpeg",
+    "reward/pictures",
 ]
 
 

@@ -29,7 +29,11 @@ class PromptsConfig(Strict, frozen=True):
 
 
 class RewardConfig(Strict, frozen=True):
-    """One part of the reward. ``use``: ``vader``, ``module:function``, ``path.py:function``, ``classifier:MODEL``."""
+    """One part of the reward. ``use``: ``module:function``, ``path.py:function`` or one of ours (docs/rewards.md).
+
+    ``label``: for ``classifier`` the class that is wanted; for ``image-classifier`` and ``correct`` the column of the
+    prompts that names it (``label`` by default).
+    """
 
     use: str
     name: str | None = None

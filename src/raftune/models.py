@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from . import assets
 from .errors import UserError
@@ -120,6 +120,13 @@ def load_tokenizer(policy: Policy) -> Tokenizer:
     if base is not None and not (Path(folder) / "tokenizer_config.json").exists():
         return load_tokenizer(base)
     return loading(folder, lambda: AutoTokenizer.from_pretrained(folder))
+
+
+def load_image_processor(policy: Policy) -> Any:
+    """What turns PIL pictures into the model's pixels. By Pillow, so that they are the same with and without
+    torchvision, and as CLIP's own were made."""
+    folder = locate(policy)
+    return loading(folder, lambda: AutoImageProcessor.from_pretrained(folder, backend="pil"))
 
 
 def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:

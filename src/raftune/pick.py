@@ -138,17 +138,43 @@ def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
 
 
 def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
-    """``vader``, ``classifier:MODEL``, ``module:function`` or ``path.py:function``."""
+    """What ``config.use`` names: one of ours (docs/rewards.md), ``module:function`` or ``path.py:function``."""
     kind, _, rest = config.use.partition(":")
+    name = config.name or kind
     match kind:
         case "vader":
             from .reward.sentiment import Vader
 
-            return Vader(config.name or "vader")
+            return Vader(name)
         case "classifier" if rest:
             from .reward.classifier import ClassifierReward
 
-            return ClassifierReward(model(rest, beside), config.name or "classifier", config.label)
+            return ClassifierReward(model(rest, beside), name, config.label)
+        case "clip" if rest:
+            from .reward.clip import ClipReward
+
+            return ClipReward(model(rest, beside), name)
+        case "pickscore":
+            from .reward.clip import PICKSCORE, PICKSCORE_PROCESSOR, ClipReward
+
+            return ClipReward(model(rest or PICKSCORE, beside), name, None, PICKSCORE_PROCESSOR)
+        case "aesthetic" if rest:
+            from .reward.aesthetic import AestheticReward, read_head
+
+            head, _, clip = rest.partition("@")
+            return AestheticReward(read_head(beside_of(head, beside)), model(clip, beside) if clip else None, name)
+        case "imagereward":
+            from .reward.imagereward import ImageReward
+
+            return ImageReward(str(beside_of(rest or "ImageReward-v1.0", beside)), name)
+        case "image-classifier" | "correct" if rest:
+            from .reward.image_classifier import ImageClassifierReward
+
+            return ImageClassifierReward(model(rest, beside), name, config.label or "label", kind == "correct")
+        case "jpeg-compressibility" | "jpeg-incompressibility":
+            from .reward.jpeg import JpegSize
+
+            return JpegSize(kind == "jpeg-compressibility", name)
         case _ if rest:
             from .reward.functions import FunctionReward
 
@@ -157,7 +183,9 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
                 raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
             return FunctionReward(function, config.name or config.use.rpartition(":")[2])
     raise UserError(
-        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, module:function or path.py:function"
+        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, clip:MODEL, aesthetic:HEAD, pickscore, "
+        "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
+        "module:function or path.py:function"
     )
 
 

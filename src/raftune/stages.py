@@ -26,7 +26,12 @@ PolicyOption = Annotated[
 PromptsOption = Annotated[str, typer.Option("--prompts", help=".jsonl, .parquet or a Hub dataset.")]
 RewardOption = Annotated[
     list[str],
-    typer.Option("--reward", help="vader, classifier:MODEL, module:function or path.py:function; may be repeated."),
+    typer.Option(
+        "--reward",
+        help="path.py:function, module:function, vader, classifier:MODEL; of pictures also clip:MODEL, aesthetic:HEAD, "
+        "pickscore, imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility; "
+        "may be repeated.",
+    ),
 ]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Text: new tokens at most (64).")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pictures: pixels.")]

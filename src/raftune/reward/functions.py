@@ -1,4 +1,5 @@
-"""Rewards that are Python functions, as TRL's: ``f(prompts, completions, **columns) -> list[float | None]``."""
+"""Rewards that are Python functions: ``f(prompts, completions, **columns) -> list[float | None]`` for texts, as TRL's;
+``f(images, prompts, **columns)`` for pictures."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..errors import UserError
+from ..picture import Picture
 from ..protocols import Reward
-from ..score import Rewards, Weighted
+from ..score import RewardError, Rewards, Weighted
 from ..types import Candidate, digest
+from .pictures import unflagged
 
 Function = Callable[..., Any]
 
@@ -24,7 +27,8 @@ class FunctionReward:
     other column of the prompts. It is given those that it names (all of them if it takes ``**kwargs``).
 
     As in TRL a text prompt comes with a text completion; a chat comes as messages, its completion as one assistant
-    message. A coroutine function is awaited.
+    message. Where the outputs are pictures it is given ``images`` (PIL, RGB) instead of the completions, and those
+    that the safety checker replaced are neither handed to it nor scored. A coroutine function is awaited.
     """
 
     function: Function
@@ -40,6 +44,16 @@ class FunctionReward:
         return digest(Path(file).read_bytes()).hex() if file and Path(file).exists() else ""
 
     def __call__(self, candidates: Sequence[Candidate]) -> Sequence[float | None]:
+        if not any(isinstance(candidate.output, Picture) for candidate in candidates):
+            return self._called(candidates)
+        rows = unflagged(self.name, candidates)
+        found = list(self._called([candidates[row] for row in rows])) if rows else []
+        if len(found) != len(rows):
+            raise RewardError(f"reward {self.name!r} returned {len(found)} values for {len(rows)} pictures")
+        values = dict(zip(rows, found, strict=True))
+        return [values.get(row) for row in range(len(candidates))]
+
+    def _called(self, candidates: Sequence[Candidate]) -> Sequence[float | None]:
         result = self.function(**self._arguments(candidates))
         if not inspect.isawaitable(result):
             return result
@@ -47,24 +61,44 @@ class FunctionReward:
             return thread.submit(asyncio.run, _wait(result)).result()
 
     def _arguments(self, candidates: Sequence[Candidate]) -> dict[str, list[Any]]:
-        columns = {name for candidate in candidates for name in candidate.prompt.columns}
-        given: dict[str, list[Any]] = {
-            **{name: [c.prompt.columns.get(name) for c in candidates] for name in columns},
-            "prompts": [_prompt(c) for c in candidates],
-            "completions": [_completion(c) for c in candidates],
-            "completion_ids": [list(c.output.token_ids or ()) for c in candidates],
-        }
         parameters = inspect.signature(self.function).parameters.values()
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        columns = {name for candidate in candidates for name in candidate.prompt.columns}
+        lists: dict[str, Callable[[Candidate], Any]] = {
+            **{name: _column(name) for name in columns},
+            "prompts": _prompt,
+            **_outputs(candidates),
+        }
         needed = {
             p.name for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}
         }
-        if missing := sorted(needed - given.keys()):
-            raise UserError(
-                f"reward {self.name!r}: needs the column {missing[0]!r}; "
-                f"the prompts have {', '.join(sorted(columns)) or 'none'}"
-            )
-        return given if takes_all else {p.name: given[p.name] for p in parameters if p.name in given}
+        if missing := sorted(needed - lists.keys()):
+            raise UserError(f"reward {self.name!r}: {_lacking(missing[0], candidates, columns)}")
+        wanted = lists.keys() if takes_all else lists.keys() & {p.name for p in parameters}
+        return {name: [lists[name](candidate) for candidate in candidates] for name in lists if name in wanted}
+
+
+TEXT_ONLY = ("completions", "completion_ids")
+
+
+def _outputs(candidates: Sequence[Candidate]) -> dict[str, Callable[[Candidate], Any]]:
+    if candidates and isinstance(candidates[0].output, Picture):
+        return {"images": lambda candidate: candidate.output.image}
+    return {"completions": _completion, "completion_ids": lambda candidate: list(candidate.output.token_ids or ())}
+
+
+def _lacking(name: str, candidates: Sequence[Candidate], columns: set[str]) -> str:
+    """What to tell of a function that asks for something there is not."""
+    pictures = bool(candidates) and isinstance(candidates[0].output, Picture)
+    if pictures and name in TEXT_ONLY:
+        return f"asks for {name!r}, but the outputs are pictures; name `images` instead"
+    if not pictures and name == "images":
+        return "asks for 'images', but the outputs are texts; name `completions` instead"
+    return f"needs the column {name!r}; the prompts have {', '.join(sorted(columns)) or 'none'}"
+
+
+def _column(name: str) -> Callable[[Candidate], Any]:
+    return lambda candidate: candidate.prompt.columns.get(name)
 
 
 async def _wait(result: Any) -> Any:
