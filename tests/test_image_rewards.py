@@ -22,7 +22,7 @@ from conftest import build_tokenizer
 from conftest import candidate as text_candidate
 from safetensors.torch import save_file
 
-from raftune import build
+from raftune import pick
 from raftune.config import RewardConfig
 from raftune.errors import UserError
 from raftune.picture import Picture
@@ -144,7 +144,7 @@ def test_clip_score_is_100_times_the_librarys_cosine(clip: Path) -> None:
 
 
 def test_pickscore_is_the_librarys_logit(clip: Path) -> None:
-    reward = build.reward(RewardConfig(use=f"pickscore:{clip}"))
+    reward = pick.reward(RewardConfig(use=f"pickscore:{clip}"))
     assert reward.name == "pickscore"
     wanted = [alone(clip, some)[0].logits_per_image.item() for some in SOME]
     assert reward(SOME) == pytest.approx(wanted, abs=1e-3)
@@ -189,7 +189,7 @@ def test_a_model_without_processor_or_tokenizer(clip: Path, tmp_path: Path) -> N
     wanted = ClipReward(str(clip))(SOME)
     assert ClipReward(str(bare), processor=str(clip))(SOME) == pytest.approx(wanted, abs=1e-4)
     with pytest.raises(UserError, match="does not load.*image processor"):
-        build.reward(RewardConfig(use=f"clip:{bare}"))(SOME)
+        pick.reward(RewardConfig(use=f"clip:{bare}"))(SOME)
     (bare / "preprocessor_config.json").write_bytes((clip / "preprocessor_config.json").read_bytes())
     with pytest.raises(UserError, match="has no tokenizer"):  # the library makes an empty one up
         ClipReward(str(bare))(SOME)
@@ -210,7 +210,7 @@ def test_a_linear_head_is_a_dot_product(suffix: str, clip: Path, tmp_path: Path)
     weight, bias = torch.randn(1, 12, generator=torch.manual_seed(1)), torch.tensor([5.25])
     file = tmp_path / f"head.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)({"weight": weight, "bias": bias}, file)
-    reward = build.reward(RewardConfig(use=f"aesthetic:head.{suffix}@{clip}"), tmp_path)
+    reward = pick.reward(RewardConfig(use=f"aesthetic:head.{suffix}@{clip}"), tmp_path)
     wanted = [
         math.fsum(w * x for w, x in zip(weight[0].tolist(), by_hand(clip, some), strict=True)) + 5.25 for some in SOME
     ]
@@ -258,13 +258,13 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     for name, content, said in bad:
         torch.save(content, tmp_path / name)
         with pytest.raises(UserError, match=f"{name}.*{said}" if not said.startswith("it") else said):
-            build.reward(RewardConfig(use=f"aesthetic:{name}"), tmp_path)
+            pick.reward(RewardConfig(use=f"aesthetic:{name}"), tmp_path)
     for name in ("page.pth", "page.safetensors"):
         (tmp_path / name).write_text("<!DOCTYPE html>")
         with pytest.raises(UserError, match=f"{name} is not a file of weights"):
             read_head(tmp_path / name)
     with pytest.raises(UserError, match="absent.pth: no such file"):
-        build.reward(RewardConfig(use="aesthetic:absent.pth"), tmp_path)
+        pick.reward(RewardConfig(use="aesthetic:absent.pth"), tmp_path)
 
 
 def test_a_head_of_another_width_names_both(clip: Path, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_head_of_another_width_names_both(clip: Path, tmp_path: Path) -> None:
 def test_the_published_heads_have_their_own_clip(width: int, model: str, tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(1, width), "bias": torch.ones(1)}, tmp_path / "head.pth")
     with pytest.raises(UserError, match=f"model: openai/.*{model[-7:]} does not load"):  # there is no hub here
-        build.reward(RewardConfig(use="aesthetic:head.pth"), tmp_path)(SOME)
+        pick.reward(RewardConfig(use="aesthetic:head.pth"), tmp_path)(SOME)
 
 
 def labelled(*labels: str, column: str = "label") -> list[Candidate]:
@@ -291,8 +291,8 @@ def test_the_classifier_gives_the_pipelines_log_probability(digits: Path) -> Non
     from transformers import pipeline
 
     some = labelled("seven", "one", "two", "seven", "one", "two")
-    found = build.reward(RewardConfig(use=f"image-classifier:{digits}"))(some)
-    judged = build.reward(RewardConfig(use=f"correct:{digits}"))
+    found = pick.reward(RewardConfig(use=f"image-classifier:{digits}"))(some)
+    judged = pick.reward(RewardConfig(use=f"correct:{digits}"))
     pipe = pipeline("image-classification", model=str(digits), device="cpu")
     for value, correct, one in zip(found, judged(some), some, strict=True):
         scores = {row["label"]: row["score"] for row in pipe(one.output.image, top_k=3, function_to_apply="softmax")}
@@ -308,7 +308,7 @@ def test_a_label_that_is_missing_or_unknown_is_named(digits: Path) -> None:
         reward(labelled("one", "sevn"))
     with pytest.raises(UserError, match="prompt 'of a one' has no column 'label'; it has digit"):
         reward(labelled("one", column="digit"))
-    by_digit = build.reward(RewardConfig(use=f"image-classifier:{digits}", label="digit"))
+    by_digit = pick.reward(RewardConfig(use=f"image-classifier:{digits}", label="digit"))
     assert by_digit(labelled("one", column="digit")) == reward(labelled("one"))
 
 
@@ -326,8 +326,8 @@ def test_jpeg_size_is_what_pillow_writes() -> None:
         one.output.image.save(stream := io.BytesIO(), "jpeg", quality=95)
         wanted.append(len(stream.getvalue()) / 1000)
     assert wanted[0] < wanted[1]
-    large = build.reward(RewardConfig(use="jpeg-incompressibility"))
-    small = build.reward(RewardConfig(use="jpeg-compressibility"))
+    large = pick.reward(RewardConfig(use="jpeg-incompressibility"))
+    small = pick.reward(RewardConfig(use="jpeg-compressibility"))
     assert (large(some), large.name) == ([*wanted, None], "jpeg-incompressibility")
     assert (small(some), small.name) == ([-wanted[0], -wanted[1], None], "jpeg-compressibility")
 
@@ -421,7 +421,7 @@ def test_what_a_function_returns_for_pictures_is_held_to_the_contract() -> None:
 
 
 def test_imagereward_without_and_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    reward = build.reward(RewardConfig(use="imagereward"))
+    reward = pick.reward(RewardConfig(use="imagereward"))
     with pytest.raises(UserError, match="'imagereward' needs the package image-reward.*pip install image-reward"):
         reward(SOME)
     loaded = []
@@ -439,32 +439,32 @@ def test_imagereward_without_and_with_its_package(monkeypatch: pytest.MonkeyPatc
 
 def test_the_specs_and_what_is_said_of_unknown_ones(clip: Path, digits: Path, tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(clip.parent)
-    found = build.reward(RewardConfig(use=f"clip:models/{clip.name}", name="fit"), tmp_path)
+    found = pick.reward(RewardConfig(use=f"clip:models/{clip.name}", name="fit"), tmp_path)
     assert (found.name, len(found(SOME))) == ("fit", 6)
     both = [RewardConfig(use=f"image-classifier:{digits}", weight=2), RewardConfig(use="jpeg-compressibility")]
-    (scored,) = build.rewards(both)([candidate(0, label="two")])
+    (scored,) = pick.rewards(both)([candidate(0, label="two")])
     assert scored.reward == pytest.approx(
         2 * scored.parts["image-classifier"] + JpegSize(True, "j")([candidate(0)])[0]  # type: ignore[operator]
     )
-    default = build.reward(RewardConfig(use="pickscore"))
+    default = pick.reward(RewardConfig(use="pickscore"))
     assert isinstance(default, ClipReward)
     assert (default.policy, default.scale) == ("yuvalkirstain/PickScore_v1", None)
     for use in ("clip", "aesthetic", "image-classifier:", "correct", "jpeg"):
         with pytest.raises(UserError, match=f"'{use}' is unknown; use vader, .*clip:MODEL, aesthetic:HEAD"):
-            build.reward(RewardConfig(use=use))
+            pick.reward(RewardConfig(use=use))
 
 
 def test_nothing_is_printed_and_nothing_warns(clip: Path, digits: Path, tmp_path: Path) -> None:
     Picture.of(noise(0)).image.save(tmp_path / "0.png")
     code = f"""
 import PIL.Image
-from raftune import build
+from raftune import pick
 from raftune.config import RewardConfig
 from raftune.picture import Picture
 from raftune.types import Candidate, Prompt
 some = Candidate(Prompt("p", "x" * 90, {{"label": "one"}}), 0, Picture.of(PIL.Image.open({str(tmp_path / "0.png")!r})))
 for use in ("clip:{clip}", "correct:{digits}"):
-    assert build.reward(RewardConfig(use=use))([some])[0] is not None
+    assert pick.reward(RewardConfig(use=use))([some])[0] is not None
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True)

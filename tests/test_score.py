@@ -14,7 +14,7 @@ from conftest import COMMON, SMALL, build_tokenizer, candidate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftune import build
+from raftune import pick
 from raftune.config import RewardConfig
 from raftune.errors import UserError
 from raftune.reward.classifier import ClassifierReward
@@ -189,11 +189,11 @@ def test_coroutines_are_awaited() -> None:
 
 def test_functions_by_module_and_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_rewards.py").write_text("def length(completions):\n    return [len(c) for c in completions]\n")
-    by_file = build.reward(RewardConfig(use="my_rewards.py:length"), tmp_path)
+    by_file = pick.reward(RewardConfig(use="my_rewards.py:length"), tmp_path)
     assert (by_file.name, by_file(FOUR)) == ("length", [1, 2, 3, 0])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    by_module = build.reward(RewardConfig(use="my_rewards:length", name="n"))
+    by_module = pick.reward(RewardConfig(use="my_rewards:length", name="n"))
     assert (by_module.name, by_module(FOUR)) == ("n", [1, 2, 3, 0])
     for spec, said in [
         ("my_rewards:nothing", "no 'nothing'"),
@@ -202,7 +202,7 @@ def test_functions_by_module_and_by_file(tmp_path: Path, monkeypatch: pytest.Mon
         ("vaderr", "unknown"),
     ]:
         with pytest.raises(UserError, match=said):
-            build.reward(RewardConfig(use=spec), tmp_path)
+            pick.reward(RewardConfig(use=spec), tmp_path)
 
 
 def test_vader_is_the_packages_compound_score() -> None:
@@ -284,6 +284,6 @@ def test_inputs_too_long_for_the_reward_model_are_not_scored(tmp_path: Path, cap
 
 def test_a_classifier_by_recipe(tmp_path: Path, model_of: Callable[..., Path]) -> None:
     classifier(tmp_path / "rm", 1)
-    found = build.reward(RewardConfig(use="classifier:rm", name="taste"), tmp_path)
+    found = pick.reward(RewardConfig(use="classifier:rm", name="taste"), tmp_path)
     assert found.name == "taste"
     assert len(found(FOUR)) == 4

@@ -50,6 +50,10 @@ class Family:
             encoded.append({name: tensor for name, tensor in named if name is not None and tensor is not None})
         return {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
 
+    def rows(self, conditions: Conditions, rows: list[int]) -> dict[str, Any]:
+        """The prompts at ``rows``, as the pipeline's call takes them."""
+        return {name: tensor[rows] for name, tensor in conditions.items()}
+
     def predict(self, denoiser: Any, noisy_BCHW: Any, timesteps_B: Any, conditions: Conditions, factor: int) -> Any:
         """The denoiser's answer, B C H W. ``factor``: pixels a latent."""
         return denoiser(noisy_BCHW, timesteps_B, conditions["prompt_embeds"], return_dict=False)[0]
@@ -132,6 +136,9 @@ class DiT(Family):
             )
         numbers = [int(text) if text.isdecimal() else pipe.labels[text] for text in texts]
         return {"class_labels": torch.tensor(numbers)}
+
+    def rows(self, conditions: Conditions, rows: list[int]) -> dict[str, Any]:
+        return {"class_labels": conditions["class_labels"][rows].tolist()}
 
     def predict(self, denoiser: Any, noisy_BCHW: Any, timesteps_B: Any, conditions: Conditions, factor: int) -> Any:
         labels = conditions["class_labels"].to(noisy_BCHW.device)

@@ -87,7 +87,7 @@ def load(policy: Policy, dtype: torch.dtype, **without: None) -> Any:
     glibc()
     pipeline, lora = opened(policy)
     with silent():
-        pipe = loading(pipeline, lambda: DiffusionPipeline.from_pretrained(pipeline, torch_dtype=dtype, **without))
+        pipe = loading(pipeline, lambda: DiffusionPipeline.from_pretrained(pipeline, dtype=dtype, **without))
         pipe = pipe.to(device())
     pipe.set_progress_bar_config(disable=True)
     if not without:
@@ -116,7 +116,12 @@ def fuse(denoiser: Any, name: str, lora: str) -> None:
 def attach(denoiser: Any, name: str, lora: str) -> None:
     """Put an adapter beside the weights."""
     with silent():
-        loading(lora, lambda: denoiser.load_lora_adapter(lora, prefix=name, adapter_name="default"))
+        loading(
+            lora,
+            lambda: denoiser.load_lora_adapter(
+                lora, prefix=name, adapter_name="default", weight_name=LORA, use_safetensors=True
+            ),
+        )
 
 
 def load_denoiser(pipeline: str, dtype: torch.dtype) -> tuple[str, Any]:
@@ -128,7 +133,7 @@ def load_denoiser(pipeline: str, dtype: torch.dtype) -> tuple[str, Any]:
         if library == "diffusers" and class_name:
             part = getattr(diffusers, class_name)
             with silent():
-                denoiser = loading(pipeline, lambda: part.from_pretrained(pipeline, subfolder=name, torch_dtype=dtype))  # noqa: B023
+                denoiser = loading(pipeline, lambda: part.from_pretrained(pipeline, subfolder=name, dtype=dtype))  # noqa: B023
             return name, denoiser.to(device())
     raise UserError(f"model: {pipeline} has neither a unet nor a transformer to tune")
 

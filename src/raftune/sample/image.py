@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class ImageSampler:
         self, pipe: Any, prompts: Sequence[Prompt], texts: Sequence[str], k: int, seed: tuple[object, ...]
     ) -> dict[Row, Picture]:
         call = self._call(pipe)
-        inputs = self._inputs(pipe, texts, call)
+        inputs_of = self._inputs(pipe, texts, call)
         rows = [(row, index) for row in range(len(prompts)) for index in range(k)]
         at_once = self.batch_rows or ROWS[pipe.device.type]
         drawn: dict[Row, Picture] = {}
@@ -75,7 +75,7 @@ class ImageSampler:
                     torch.Generator().manual_seed(seed_of(*seed, prompts[row].id, index)) for row, index in batch
                 ]
                 try:
-                    output = pipe(**take(inputs, [row for row, _ in batch]), generator=generators, **call)
+                    output = pipe(**inputs_of([row for row, _ in batch]), generator=generators, **call)
                 except ValueError as error:  # the pipeline's own checks
                     raise UserError(f"sample: {type(pipe).__name__}: {str(error).strip().splitlines()[0]}") from error
                 flags = getattr(output, "nsfw_content_detected", None) or [False] * len(batch)
@@ -108,15 +108,20 @@ class ImageSampler:
                 )
         return {**call, "output_type": "pil"}
 
-    def _inputs(self, pipe: Any, texts: Sequence[str], call: dict[str, Any]) -> dict[str, Any]:
-        """What stands for each prompt in the pipeline's call, one row each."""
+    def _inputs(self, pipe: Any, texts: Sequence[str], call: dict[str, Any]) -> Callable[[list[int]], dict[str, Any]]:
+        """From rows of prompts to what stands for them in the pipeline's call."""
         family = family_of(type(pipe))
         if family is not None:
             default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
-            return family.embed(pipe, texts, call.get("guidance_scale", default) > 1, self.negative_prompt)
-        log.info("%s: no shared prompt embeddings are known; each batch encodes its prompts", type(pipe).__name__)
-        inputs: dict[str, Any] = {"prompt": list(texts)}
-        return inputs | ({"negative_prompt": [self.negative_prompt] * len(texts)} if self.negative_prompt else {})
+            guided = call.get("guidance_scale", default) > 1
+            conditions = family.embed(pipe, texts, guided, self.negative_prompt)
+            return lambda rows: family.rows(conditions, rows)
+        log.info("%s: each batch encodes its own prompts, as no shared embeddings are known", type(pipe).__name__)
+        negative = [self.negative_prompt] if self.negative_prompt is not None else []
+        return lambda rows: {
+            "prompt": [texts[row] for row in rows],
+            **({"negative_prompt": negative * len(rows)} if negative else {}),
+        }
 
     def _scheduler(self, pipe: Any) -> Any:
         if self.scheduler is None:
@@ -142,11 +147,3 @@ def multiple_of(pipe: Any) -> int:
     denoiser = getattr(pipe, "transformer", None)
     patch = (getattr(denoiser.config, "patch_size", None) or 1) if denoiser is not None else 1
     return getattr(pipe, "vae_scale_factor", 8) * patch * family.patch
-
-
-def take(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """These rows of every input."""
-    return {
-        name: value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
-        for name, value in inputs.items()
-    }

@@ -154,7 +154,7 @@ class ImageLearner:
             raise UserError(f"tune.lora: {type(denoiser).__name__} takes no adapter; set tune.lora: null")
         denoiser.requires_grad_(False)
         if adapter is None:
-            self._add_adapter(denoiser, self.lora, pipeline)
+            self._add_adapter(denoiser, self.lora)
         else:
             attach(denoiser, name, adapter)
             had = denoiser.peft_config["default"]
@@ -163,13 +163,12 @@ class ImageLearner:
                     f"tune.lora: {adapter} is an adapter with r={had.r}, alpha={had.lora_alpha}; set these, or start "
                     f"from its base {pipeline}"
                 )
-            had.base_model_name_or_path = _absolute(pipeline)
         for parameter_name, parameter in denoiser.named_parameters():
             if "lora_" in parameter_name:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
 
-    def _add_adapter(self, denoiser: Any, lora: Lora, pipeline: str) -> None:
+    def _add_adapter(self, denoiser: Any, lora: Lora) -> None:
         from peft import LoraConfig
 
         config = LoraConfig(
@@ -178,7 +177,6 @@ class ImageLearner:
             lora_dropout=lora.dropout,
             init_lora_weights="gaussian",
             target_modules=list(lora.target_modules or ATTENTION),
-            base_model_name_or_path=_absolute(pipeline),
         )
         try:
             denoiser.add_adapter(config)
@@ -196,8 +194,8 @@ class ImageLearner:
 
         kind: Any = class_of(pipeline)
         layers = {
-            f"{name}_lora_layers": get_peft_model_state_dict(denoiser),
-            f"{name}_lora_adapter_metadata": plain(denoiser.peft_config["default"].to_dict()),
+            f"{name}_lora_layers": get_peft_model_state_dict(denoiser, save_embedding_layers=False),
+            f"{name}_lora_adapter_metadata": adapter_metadata(denoiser, pipeline),
         }
         kind.save_lora_weights(part, **layers)
 
@@ -251,11 +249,9 @@ def alike(tensors: Sequence[torch.Tensor], rows: Sequence[int], at_once: int) ->
     return [group for of_shape in groups.values() for group in of_shape]
 
 
-def plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A peft configuration as JSON has it, the same in every process: sets have no order."""
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-
-
-def _absolute(pipeline: str) -> str:
-    """The adapter finds its base from any working directory."""
-    return str(Path(pipeline).resolve()) if Path(pipeline).is_dir() else pipeline
+def adapter_metadata(denoiser: Any, pipeline: str) -> dict[str, Any]:
+    """The adapter's configuration as JSON has it, with its base, which it finds from any working directory."""
+    config = denoiser.peft_config["default"].to_dict()
+    base = str(Path(pipeline).resolve()) if Path(pipeline).is_dir() else pipeline
+    in_order = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return in_order | {"base_model_name_or_path": base}
