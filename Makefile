@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := HF_HUB_OFFLINE=1 $(BIN)
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart quickstart-image test check bench clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
+
+quickstart-image: $(VENV)/.image  ## a diffusion model learns to draw what it has never seen, in minutes
+	@$(RUN)/raftune run recipes/quickstart-image.yaml --out runs/quickstart-image
 
 test: $(VENV)/.dev  ## under ten minutes on two cores, no GPU, no model hub
 	@$(RUN)/raftune run recipes/quickstart.yaml --dry-run > /dev/null  # fetches the real model, once
@@ -38,6 +41,9 @@ endef
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,assets$(comma)vader)
+
+$(VENV)/.image: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(call install,image)
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev)

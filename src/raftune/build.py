@@ -59,6 +59,15 @@ class Parts:
         Rewards((*self.rewards.members, *(judges.members if judges else ())))  # no two of one name
         return judges
 
+    @property
+    def watched(self) -> list[str]:
+        """The figures that a person wants to see besides the held-out reward: what judges say, or else the reward, on
+        every set of prompts."""
+        further = list(self.recipe.evaluate.also)
+        if self.judges is None:
+            return [f"{probe}/reward_mean" for probe in further]
+        return [f"{probe}/{one.reward.name}" for probe in ("heldout", *further) for one in self.judges.members]
+
     @cached_property
     def select(self) -> Select:
         select = self.recipe.select

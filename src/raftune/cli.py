@@ -75,7 +75,7 @@ def run(
     with experiment_.run:
         say_dropped(terminal, parts.prompts.counts)
         terminal.print(_plan(parsed, parts.prompts, folder), highlight=False, soft_wrap=True)
-        view = show.Show(terminal)
+        view = show.Show(terminal, parts.watched)
         with view.live():
             for row in experiment_.rounds():
                 view.round(row)

@@ -35,11 +35,22 @@ COLUMNS = {  # metric → (heading, format)
 }
 
 
+Columns = Mapping[str, tuple[str, str]]
+
+
+def columns_with(watched: Sequence[str]) -> Columns:
+    """Further figures stand behind the held-out reward."""
+    head, tail = list(COLUMNS.items())[:4], list(COLUMNS.items())[4:]
+    return dict([*head, *((key, (key, "{:.3f}")) for key in watched), *tail])
+
+
 class Show:
     """A live table of rounds with bars below it; plain lines where the output is no terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, watched: Sequence[str] = ()) -> None:
+        """``watched``: further figures to show, by their key."""
         self.console = console
+        self.columns = columns_with(watched)
         self.rows: list[Mapping[str, Any]] = []
         self.bars = Progress(
             TextColumn("{task.description:>9}"),
@@ -61,14 +72,14 @@ class Show:
             yield
             for task in self.bars.task_ids:
                 self.bars.remove_task(task)
-            live.update(rounds_table(self.rows) if self.rows else "")
+            live.update(rounds_table(self.rows, self.columns) if self.rows else "")
 
     def _bar(self, description: str, total: int) -> tuple[progress.Advance, Any]:
         task = self.bars.add_task(description, total=total)
         return lambda n: self.bars.advance(task, n), lambda: self.bars.remove_task(task)
 
     def view(self) -> Group:
-        return Group(rounds_table(self.rows), self.bars) if self.rows else Group(self.bars)
+        return Group(rounds_table(self.rows, self.columns), self.bars) if self.rows else Group(self.bars)
 
     def round(self, row: Mapping[str, Any]) -> None:
         """One more round is done."""
@@ -76,25 +87,25 @@ class Show:
         if self.console.is_terminal:
             self._refresh(self.view())
             return
-        figures = [f"{heading} {value}" for heading, value in _figures(row)]
+        figures = [f"{heading} {value}" for heading, value in _figures(row, self.columns)]
         self.console.print("  ".join(figures), soft_wrap=True, highlight=False)
 
 
-def _figures(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, (heading, form) in COLUMNS.items():
+def _figures(row: Mapping[str, Any], columns: Columns) -> Iterator[tuple[str, str]]:
+    for key, (heading, form) in columns.items():
         if key in row:
             yield heading, form.format(row[key])
 
 
-def rounds_table(rows: list[Mapping[str, Any]]) -> Table:
+def rounds_table(rows: list[Mapping[str, Any]], columns: Columns = COLUMNS) -> Table:
     """One line a round; the best held-out reward stands out, what was not measured is a dash."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = [key for key in COLUMNS if any(key in row for row in rows)]
+    shown = [key for key in columns if any(key in row for row in rows)]
     for key in shown:
-        table.add_column(COLUMNS[key][0], justify="right")
+        table.add_column(columns[key][0], justify="right")
     best = max((row["heldout/reward_mean"] for row in rows if "heldout/reward_mean" in row), default=None)
     for row in rows:
-        cells = [COLUMNS[key][1].format(row[key]) if key in row else "–" for key in shown]
+        cells = [columns[key][1].format(row[key]) if key in row else "–" for key in shown]
         is_best = best is not None and row.get("heldout/reward_mean") == best
         table.add_row(*cells, style="bold green" if is_best else None)
     return table

@@ -50,7 +50,7 @@ def write(path: Path, pairs: Sequence[Pair], round_number: int) -> None:
         draw.text((left, MARGIN // 2), f"{title}: {_summary(members)}", INK, _font(TEXT))
         for at, row in enumerate(rows):
             y = top + at * (CELL + GAP)
-            if side == 0:
+            if side == 0 and (at == 0 or _label(row) != _label(rows[at - 1])):
                 draw.text((MARGIN, y + CELL // 2 - TEXT // 2), _label(row), INK, _font(TEXT))
             for place, pair in enumerate(row):
                 _paste(sheet, draw, pair[side], (left + place * (CELL + GAP), y))
