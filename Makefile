@@ -25,6 +25,7 @@ bench: $(VENV)/.bench  ## both sides of every comparison; one JSON line a case
 	@$(RUN)/python bench/sample.py
 	@$(RUN)/python bench/tune.py
 	@$(RUN)/python bench/round.py
+	@$(RUN)/python bench/image.py
 
 clean:
 	@rm -rf $(VENV) .pytest_cache .ruff_cache
