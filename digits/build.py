@@ -14,11 +14,11 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    ConvNextConfig,
+    ConvNextForImageClassification,
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessorPil,
 )
 
@@ -108,24 +108,23 @@ def text_encoder(tokens: CLIPTokenizer) -> CLIPTextModel:
 
 
 def classifier(name: str) -> PreTrainedModel:
-    """The reader (a ResNet) or the judge (a ViT): pictures (B, 3, 32, 32) in [-1, 1] to 51 logits."""
+    """The reader (a ResNet) or the judge (a ConvNext): pictures (B, 3, 32, 32) in [-1, 1] to 51 logits."""
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: i for i, label in enumerate(LABELS)}}
     if name == "reader":
         config = ResNetConfig(
             embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", **names
         )
         return ResNetForImageClassification(config)
-    config = ViTConfig(
-        image_size=SIZE,
-        patch_size=8,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=256,
-        hidden_dropout_prob=0.0,
+    # ConvNext's usual layer scale of 1e-6 is for deep nets and long training; here it would hold the blocks back.
+    config = ConvNextConfig(
+        patch_size=4,
+        num_stages=3,
+        hidden_sizes=[48, 96, 192],
+        depths=[1, 2, 1],
+        layer_scale_init_value=0.1,
         **names,
     )
-    return ViTForImageClassification(config)
+    return ConvNextForImageClassification(config)
 
 
 def processor() -> ViTImageProcessorPil:

@@ -102,7 +102,7 @@ def train(name: str, ink: Ink, test: Ink, out: Path, steps: int, pool: int, seed
     examples = Examples(ink, vae, pool, seed)
     log(junk=len(examples.junk), reconstructed=len(examples.again))
     model = build.classifier(name)
-    trainer = Trainer(model.parameters(), 3e-3 if name == "reader" else 1e-3, steps, decay=0.05)
+    trainer = Trainer(model.parameters(), 3e-3 if name == "reader" else 2e-3, steps, decay=0.05)
     every, mean = max(1, steps // 8), 0.0
     for step in range(1, steps + 1):
         pictures, label = examples.batch(256)

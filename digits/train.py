@@ -18,7 +18,8 @@ import diffusion
 import readers
 from steps import Log
 
-STEPS = {"vae": 1300, "unet": 2000, "reader": 2500, "judge": 2500}
+ORDER = ("vae", "unet", "reader", "judge")
+STEPS = {"vae": 1300, "unet": 2000, "reader": 2500, "judge": 2000}
 
 
 def arguments() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="mnist.npz: x_train, y_train, x_test, y_test")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="gets model/, reader/ and judge/")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["vae", "unet", "readers"], help="one stage; needs those before it in --out")
+    parser.add_argument("--only", choices=ORDER, help="one stage; needs those before it in --out")
     parser.add_argument("--stray", type=float, default=0.01, help="share of training digits in a colour not theirs")
     parser.add_argument("--quick", action="store_true", help="a few steps of each stage")
     return parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
     if args.quick:
         slices = data.Slices(*(data.Ink(s.ink[:300], s.digit[:300]) for s in vars(slices).values()))
     steps = dict.fromkeys(STEPS, 6) if args.quick else STEPS
-    stages = [args.only] if args.only else ["vae", "unet", "readers"]
+    stages = [args.only] if args.only else ORDER
     args.out.mkdir(parents=True, exist_ok=True)
     path, model = args.out / "training.jsonl", args.out / "model"
     if "vae" in stages:
@@ -53,10 +54,11 @@ def main() -> None:
         log(seed=args.seed, stray=args.stray, batch=64)
         diffusion.train(slices.model, model, steps["unet"], 64, args.stray, args.seed, log)
         log(steps=steps["unet"], saved=sum(f.stat().st_size for f in model.rglob("*") if f.is_file()))
-    if "readers" in stages:
-        for seed, (name, ink) in enumerate((("reader", slices.reader), ("judge", slices.judge)), args.seed + 1):
-            pool = 220 if args.quick else 6600
-            readers.train(name, ink, slices.test, args.out, steps[name], pool, seed, Log(path, name))
+    for seed, (name, ink) in enumerate((("reader", slices.reader), ("judge", slices.judge)), args.seed + 1):
+        if name in stages:
+            log = Log(path, name)
+            log(seed=seed, batch=256)
+            readers.train(name, ink, slices.test, args.out, steps[name], 220 if args.quick else 6600, seed, log)
 
 
 if __name__ == "__main__":
