@@ -113,12 +113,14 @@ class TextTuneConfig(TuneConfig, frozen=True):
 
 class ImageTuneConfig(TuneConfig, frozen=True):
     """``steps`` of the optimiser a round, but at most ``max_epochs`` passes over the chosen. ``lora: null`` tunes the
-    whole UNet or transformer. ``snr_gamma``: min-SNR weighting; null for the plain loss."""
+    whole UNet or transformer. ``snr_gamma``: min-SNR weighting; null for the plain loss.
+    ``caption_dropout``: share learned without a prompt, for guidance."""
 
     steps: int = Field(default=100, ge=1)
     max_epochs: int = Field(default=10, ge=1)
     batch_rows: int | None = Field(default=None, ge=1)
     snr_gamma: float | None = Field(default=5.0, gt=0)
+    caption_dropout: float = Field(default=0.0, ge=0, lt=1)
     lora: LoraConfig | None = LoraConfig()
     backend: str = "image"
 

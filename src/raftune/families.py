@@ -25,6 +25,7 @@ class Family:
     """A pipeline whose ``encode_prompt`` returns ``returns`` (None: not needed)."""
 
     returns: tuple[str | None, ...] = ("prompt_embeds", "negative_prompt_embeds")
+    null: str = ""  # the prompt that says nothing
     patch: int = 1  # latents a side that the pipeline packs into one, besides its denoiser's patches
 
     def embed(self, pipe: Any, texts: Sequence[str], guided: bool, negative: str | None = None) -> Conditions:
@@ -125,6 +126,7 @@ class DiT(Family):
     """Class-conditional: a prompt is the name of a class, or its number."""
 
     returns: tuple[str | None, ...] = ("class_labels",)
+    null: str = "1000"  # the library's own number for no class
 
     def embed(self, pipe: Any, texts: Sequence[str], guided: bool, negative: str | None = None) -> Conditions:
         if negative is not None:

@@ -46,6 +46,7 @@ class Lesson:
 
     latents: list[torch.Tensor]  # C H W each
     rows: list[int]  # the row of each picture's prompt in `conditions`
+    null: int  # the row there of no prompt at all
     conditions: Conditions
     factor: int  # pixels a latent
     objective: Objective
@@ -61,8 +62,9 @@ class ImageLearner:
     few winners more passes collapse to one of them. ``batch_size`` pictures make a step, of which ``batch_rows`` go
     through the denoiser at once (None: all). The pictures' latents (the mode of the VAE's posterior) and the prompts'
     embeddings are computed once; VAE and text encoders leave memory before the denoiser enters it. ``snr_gamma``:
-    min-SNR weighting of epsilon, v and sample prediction. Noise and times are addressed by the step, so a resumed
-    tuning ends with the same weights.
+    min-SNR weighting of epsilon, v and sample prediction. ``caption_dropout``: share of the pictures learned without
+    their prompt, so that what guidance steers away from is tuned with the rest. Noise and times are addressed by the
+    step, so a resumed tuning ends with the same weights.
     """
 
     learning_rate: float = 2e-5
@@ -77,6 +79,7 @@ class ImageLearner:
     gradient_checkpointing: bool = False
     save_steps: int = 100
     snr_gamma: float | None = 5.0
+    caption_dropout: float = 0.0
     lora: Lora | None = field(default_factory=Lora)
 
     def tune(self, policy: Policy, chosen: Sequence[Scored], out: Path, seed: tuple[object, ...]) -> Policy:
@@ -134,6 +137,9 @@ class ImageLearner:
             noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(latents_BCHW)
             task = lesson.objective.task(latents_BCHW, noise_BCHW, generator)
             prompts = [lesson.rows[row] for row in rows]
+            if self.caption_dropout:
+                kept = (torch.rand(len(rows), generator=generator) >= self.caption_dropout).tolist()
+                prompts = [row if keep else lesson.null for row, keep in zip(prompts, kept, strict=True)]
             conditions = {name: tensor[prompts].to(where) for name, tensor in lesson.conditions.items()}
             answer_BCHW = lesson.family.predict(
                 session.prepared, task.noisy_BCHW, task.timesteps_B, conditions, lesson.factor
@@ -210,11 +216,12 @@ def prepare(pipeline: str, chosen: Sequence[Scored], snr_gamma: float | None) ->
         raise UserError(f"model: {pipeline} has neither a unet nor a transformer to tune")
     pipe = load(pipeline, precision(), **{name: None for name in NOT_NEEDED if name in index})
     texts = [str(one.candidate.prompt.content) for one in chosen]
-    different = list(dict.fromkeys(texts))
+    different = [*dict.fromkeys(text for text in texts if text != family.null), family.null]
     embedded = family.embed(pipe, different, guided=False)
     return Lesson(
         latents=encode(pipe.vae, [one.candidate.output for one in chosen]),
         rows=[different.index(text) for text in texts],
+        null=different.index(family.null),
         conditions={name: tensor.clone() for name, tensor in embedded.items()},
         factor=2 ** (len(pipe.vae.config.block_out_channels) - 1),
         objective=objective_of(pipe.scheduler.config, snr_gamma),
