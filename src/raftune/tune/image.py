@@ -61,8 +61,8 @@ class ImageLearner:
     few winners more passes collapse to one of them. ``batch_size`` pictures make a step, of which ``batch_rows`` go
     through the denoiser at once (None: all). The pictures' latents (the mode of the VAE's posterior) and the prompts'
     embeddings are computed once; VAE and text encoders leave memory before the denoiser enters it. ``snr_gamma``:
-    min-SNR weighting of epsilon, v and sample prediction. Noise and times are addressed by the step, so a resumed
-    tuning ends with the same weights.
+    min-SNR weighting of epsilon, v and sample prediction. Noise and times are addressed by the step and the picture, so
+    neither how a step is cut nor where a tuning was resumed changes the weights it ends with.
     """
 
     learning_rate: float = 2e-5
@@ -126,13 +126,13 @@ class ImageLearner:
 
     def _backward(self, session: Session, lesson: Lesson, step: Sequence[int], address: tuple[object, ...]) -> float:
         """The gradients of one optimiser step; the mean loss per picture before it."""
-        generator = torch.Generator().manual_seed(seed_of("noise", *address))
         where = session.accelerator.device
         loss = 0.0
         for rows in alike(lesson.latents, step, self.batch_rows or self.batch_size):
             latents_BCHW = torch.stack([lesson.latents[row] for row in rows]).to(where)
-            noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(latents_BCHW)
-            task = lesson.objective.task(latents_BCHW, noise_BCHW, generator)
+            generators = [torch.Generator().manual_seed(seed_of("noise", *address, row)) for row in rows]
+            noise = [torch.randn(latents_BCHW.shape[1:], generator=generator) for generator in generators]
+            task = lesson.objective.task(latents_BCHW, torch.stack(noise).to(latents_BCHW), generators)
             prompts = [lesson.rows[row] for row in rows]
             conditions = {name: tensor[prompts].to(where) for name, tensor in lesson.conditions.items()}
             answer_BCHW = lesson.family.predict(
