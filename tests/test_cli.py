@@ -57,16 +57,26 @@ def work(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
-def write_recipe(folder: Path, model: Path, **changes: Any) -> Path:
-    recipe = {
-        "model": str(model),
+RECIPES: dict[str, dict[str, Any]] = {
+    "text": {
         "prompts": {"path": "prompts.jsonl", "heldout": 6},
         "reward": "my_rewards.py:vowels",
         "sample": {"prompts_per_round": 8, "k": 4, "max_new_tokens": 12, "shard": 2},
         "tune": {"learning_rate": 1e-3, "batch_size": 2, "save_steps": 1, "epochs": 2},
         "rounds": 2,
-        **changes,
-    }
+    },
+    "image": {
+        "prompts": {"path": "prompts.jsonl", "heldout": "prompts.jsonl", "disjoint": False},
+        "reward": "jpeg-compressibility",
+        "sample": {"prompts_per_round": 2, "k": 4, "shard": 1, "steps": 2, "height": 16, "width": 16},
+        "tune": {"learning_rate": 1e-2, "batch_size": 2, "steps": 4, "lora": {"r": 2, "alpha": 4}},
+        "rounds": 2,
+    },
+}
+
+
+def write_recipe(folder: Path, model: Path, modality: str = "text", **changes: Any) -> Path:
+    recipe = {"modality": modality, "model": str(model), **RECIPES[modality], **changes}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "recipe.yaml"
 

@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from raftune.errors import UserError
+from raftune.families import family_of
 from raftune.files import FIGURES, read_json
 from raftune.picture import Picture
 from raftune.pipelines import LORA
@@ -147,6 +148,38 @@ def test_tuning_is_the_textbooks(prediction: str, gamma: float | None, pipeline_
         assert (apart > 2e-5).sum() <= 3  # where a gradient is all but zero, Adam divides rounding by rounding
         assert apart.max() < 1e-3
         assert distance(found, before) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux", "dit"])
+def test_the_denoiser_is_asked_as_its_pipeline_asks_it(kind: str, pipeline_of: PipelineOf) -> None:
+    """What the bare pipeline gives its denoiser and gets from it, for pictures that are not square, against ours."""
+    pipe: Any = DiffusionPipeline.from_pretrained(pipeline_of(kind))
+    pipe.set_progress_bar_config(disable=True)
+    (name,) = {"unet", "transformer"} & pipe.components.keys()
+    calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def seen(_module: Any, given: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
+        sample = given[0] if given else named["hidden_states"]
+        calls.append((sample, named["timestep"] if "timestep" in named else given[1], answer[0]))
+
+    hook = getattr(pipe, name).register_forward_hook(seen, with_kwargs=True)
+    size = {} if kind == "dit" else {"height": 16, "width": 24}
+    texts, asked = (["hen"], {"class_labels": [7]}) if kind == "dit" else (TEXTS[:1], {"prompt": TEXTS[0]})
+    guidance = 3.5 if kind == "flux" else 1.0  # Flux is told, the others then run without
+    pipe(**asked, **size, guidance_scale=guidance, num_inference_steps=3, generator=torch.Generator().manual_seed(0))
+    hook.remove()
+    family = family_of(type(pipe))
+    assert family is not None
+    assert len(calls) == 3
+    conditions = family.embed(pipe, texts, guided=False)
+    for noisy, time, wanted in calls:
+        if kind == "flux":
+            noisy, wanted = (pipe._unpack_latents(packed, 16, 24, 2) for packed in (noisy, wanted))
+            time = time * 1000
+        with torch.no_grad():
+            found = family.predict(getattr(pipe, name), noisy, time.reshape(-1), conditions, 2)
+        assert found.shape == noisy.shape
+        torch.testing.assert_close(found, wanted[:, :4], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3", "flux"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -20,6 +21,7 @@ from ..errors import UserError
 from ..families import Conditions, Family, family_of, tuned_families
 from ..models import resident
 from ..pipelines import (
+    LORA,
     attach,
     class_of,
     configuration,
@@ -198,6 +200,7 @@ class ImageLearner:
             f"{name}_lora_adapter_metadata": adapter_metadata(denoiser, pipeline),
         }
         kind.save_lora_weights(part, **layers)
+        _in_order(part / LORA)
 
 
 def prepare(pipeline: str, chosen: Sequence[Scored], snr_gamma: float | None) -> Lesson:
@@ -247,6 +250,17 @@ def alike(tensors: Sequence[torch.Tensor], rows: Sequence[int], at_once: int) ->
             of_shape.append([])
         of_shape[-1].append(row)
     return [group for of_shape in groups.values() for group in of_shape]
+
+
+def _in_order(file: Path) -> None:
+    """The same adapter in the same bytes: safetensors writes the metadata of a file in any order."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # what follows stays aligned
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def adapter_metadata(denoiser: Any, pipeline: str) -> dict[str, Any]:
