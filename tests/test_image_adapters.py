@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,9 @@ def test_the_library_opens_the_adapter_on_its_base(kind: str, pipeline_of: Pipel
     assert contents(base) == before
     assert set(contents(folder)) == {LORA, FIGURES}
     assert all(".lora_" in name for name in load_file(folder / LORA))
+    data = (folder / LORA).read_bytes()  # safetensors itself writes the metadata in any order: other bytes every time
+    said = list(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"])
+    assert said == sorted(said)
     sampler = ImageSampler(steps=2, guidance=3.0, **size_of(kind))
     ours, without = (images(sampler.sample(policy, TEXTS, 1, SEED)) for policy in (folder, base))
     pipe = bare(base)
