@@ -101,6 +101,22 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def pipeline_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``pipeline_of(kind, **options)`` → the folder of a tiny diffusion pipeline, built once; read, never write it."""
+    from tiny_pipelines import build_pipeline
+
+    built: dict[str, Path] = {}
+
+    def get(kind: str = "sd", **options: Any) -> Path:
+        key = repr((kind, sorted(options.items())))
+        if key not in built:
+            built[key] = build_pipeline(tmp_path_factory.mktemp(kind), kind, **options)
+        return built[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def tiny(model_of: Callable[..., Path]) -> Path:
     return model_of("llama")
 

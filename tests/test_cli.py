@@ -57,16 +57,26 @@ def work(tmp_path: Path, tiny: Path) -> Path:
     return tmp_path
 
 
-def write_recipe(folder: Path, model: Path, **changes: Any) -> Path:
-    recipe = {
-        "model": str(model),
+RECIPES: dict[str, dict[str, Any]] = {
+    "text": {
         "prompts": {"path": "prompts.jsonl", "heldout": 6},
         "reward": "my_rewards.py:vowels",
         "sample": {"prompts_per_round": 8, "k": 4, "max_new_tokens": 12, "shard": 2},
         "tune": {"learning_rate": 1e-3, "batch_size": 2, "save_steps": 1, "epochs": 2},
         "rounds": 2,
-        **changes,
-    }
+    },
+    "image": {
+        "prompts": {"path": "prompts.jsonl", "heldout": "prompts.jsonl", "disjoint": False},
+        "reward": "jpeg-compressibility",
+        "sample": {"prompts_per_round": 2, "k": 4, "shard": 1, "steps": 2, "height": 16, "width": 16},
+        "tune": {"learning_rate": 1e-2, "batch_size": 2, "steps": 4, "lora": {"r": 2, "alpha": 4}},
+        "rounds": 2,
+    },
+}
+
+
+def write_recipe(folder: Path, model: Path, modality: str = "text", **changes: Any) -> Path:
+    recipe = {"modality": modality, "model": str(model), **RECIPES[modality], **changes}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "recipe.yaml"
 
@@ -306,7 +316,7 @@ def bad_input(work: Path, tiny: Path) -> dict[str, tuple[list[object], str]]:
         "temperature zero": ([*run, "--set", "sample.temperature=0"], "sample.temperature: should be greater than 0"),
         "temperature of a stage": (
             ["sample", "--policy", tiny, "--prompts", work / "prompts.jsonl", "--temperature", 0, "--out", work / "c"],
-            "temperature must be > 0",
+            "sample.temperature: should be greater than 0, got 0.0",
         ),
         "too few values": ([*run, "--set", "reward=my_rewards.py:short"], "returned 1 values for 6 candidates"),
         "infinite": ([*run, "--set", "reward=my_rewards.py:infinite"], "returned inf for prompt"),
@@ -317,6 +327,11 @@ def bad_input(work: Path, tiny: Path) -> dict[str, tuple[list[object], str]]:
         "wrong backend": ([*run, "--set", "sample.backend=vlm"], "sample.backend: 'vlm' is unknown"),
         "too many prompts": ([*run, "--set", "sample.prompts_per_round=19"], "19 is more than the 18 prompts"),
         "unknown asset": ([*run, "--set", "model=asset:nothing"], "no such asset; there is asset:smollm2"),
+        "reserved name": ([*run, "--set", "evaluate.also.sample.k=1"], "evaluate.also.sample: figures of that name"),
+        "further key": (
+            [*run, "--set", "evaluate.also.far.sample.height=8"],
+            "evaluate.also.far.sample.height: no such key",
+        ),
         "no file to score": (
             ["score", "--candidates", work / "absent.parquet", "--reward", "vader", "--out", work / "s"],
             "absent.parquet: no such file",
@@ -336,6 +351,7 @@ CASES = [
     ),
     *("temperature of a stage", "too few values", "infinite", "missing reward column", "no weights", "no model"),
     *("wrong rule", "wrong backend", "too many prompts", "unknown asset", "no file to score"),
+    *("reserved name", "further key"),
 ]
 
 

@@ -40,6 +40,14 @@ def test_the_shortest_recipe(tmp_path: Path) -> None:
         ("tune: {learning_rate: .inf}", "tune.learning_rate: should be a finite number"),
         ("tune: {schedule: cosine}", "tune.schedule: should be 'linear' or 'constant', got 'cosine'"),
         ("tune: [", "not YAML"),
+        ("sample: {height: 8}", "sample.height: is a key of modality image; set modality: image, or leave it out"),
+        ("tune: {max_epochs: 8}", "tune.max_epochs: is a key of modality image"),
+        ("modality: image\ntune: {epochs: 8}", "tune.epochs: is a key of modality text"),
+        ("modality: image\nsample: {hieght: 8}", "sample.hieght: no such key; did you mean 'height'?"),
+        ("modality: audio", "modality: 'audio' is unknown; use text or image"),
+        ("modality: [image]", "modality: ['image'] is unknown; use text or image"),
+        ("evaluate: {also: {far: {kk: 1}}}", "evaluate.also.far.kk: no such key; "),
+        ("select: {buffer: -1}", "select.buffer: should be greater than or equal to 0"),
     ],
 )
 def test_faults_name_the_key_and_the_mend(addition: str, said: str, tmp_path: Path) -> None:

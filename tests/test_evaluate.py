@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import build_model, prompts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from raftune.evaluate import image, sheet
 from raftune.evaluate.diversity import distinct, msttr, words
 from raftune.evaluate.text import describe, judge, logprobs
+from raftune.picture import Picture
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt
 from raftune.types import Candidate, Prompt, Scored, Text
@@ -69,3 +74,77 @@ def test_what_was_not_measured_is_absent(tiny: Path) -> None:
     assert {"reward_mean", "kl", "length_mean", "msttr_100"}.isdisjoint(figures)
     assert figures["perplexity"] > 1
     assert describe([]) == {}
+
+
+def drawing(prompt: str, index: int, picture: PIL.Image.Image, flagged: bool = False) -> Candidate:
+    return Candidate(Prompt(prompt, f"text of {prompt}"), index, Picture.of(picture, flagged))
+
+
+def noisy(seed: int, width: int = 6, height: int = 5) -> PIL.Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def test_diversity_is_the_mean_distance_of_pairs() -> None:
+    """Two prompts of unequal numbers of pictures: pairs within a prompt, then prompts, are meaned."""
+    groups = {"a": [noisy(i) for i in range(4)], "b": [noisy(i, 3, 3) for i in range(2)], "c": [noisy(9)]}
+    means = []
+    for pictures in groups.values():
+        distances = []
+        for one, other in itertools.combinations(pictures, 2):
+            squares = [
+                (x - y) ** 2
+                for x, y in zip(np.asarray(one).ravel() / 255, np.asarray(other).ravel() / 255, strict=True)
+            ]
+            distances.append(math.sqrt(sum(squares) / len(squares)))
+        means += [sum(distances) / len(distances)] if distances else []
+    drawn = [drawing(name, i, p, name == "b") for name, pictures in groups.items() for i, p in enumerate(pictures)]
+    figures = image.describe(drawn, 3.5)
+    assert figures["diversity"] == pytest.approx(sum(means) / 2, rel=1e-5)
+    assert figures["flagged"] == pytest.approx(2 / 7)
+    assert figures["pictures_per_s"] == 2.0
+    assert image.judge([Scored(one, 0.5) for one in drawn], "m")["reward_mean"] == 0.5
+
+
+def test_one_picture_has_no_diversity_and_the_same_twice_none() -> None:
+    black, white = (PIL.Image.new("RGB", (100, 80), (level,) * 3) for level in (0, 255))  # compared at 64 × 64
+    assert image.describe([drawing("a", 0, black), drawing("a", 1, black)])["diversity"] == 0.0
+    assert image.describe([drawing("a", 0, noisy(1)), drawing("a", 1, noisy(1))])["diversity"] == 0.0
+    assert image.describe([drawing("a", 0, black), drawing("a", 1, white)])["diversity"] == 1.0
+    assert image.describe([drawing("a", 0, black)]) == {"flagged": 0.0}
+    assert image.describe([]) == {}
+    assert "reward_mean" not in image.judge([Scored(drawing("a", 0, black), None)], "m")
+
+
+@pytest.mark.parametrize(
+    ("counts", "rows"),
+    [([70], [8] * 8), ([3], [3]), ([10], [8, 2]), ([20] * 3, [8] * 6), ([9] * 10, [8] * 8), ([1, 5], [1, 5])],
+)
+def test_a_sheet_has_eight_rows_of_eight_at_most(counts: list[int], rows: list[int]) -> None:
+    """A row is one prompt's; the prompts keep their order, and their pictures theirs."""
+    drawn = [
+        Scored(Candidate(Prompt(f"p{n}", f"text {n}"), i, None), 0.0)
+        for n, count in enumerate(counts)
+        for i in range(count)
+    ]
+    laid = sheet.layout([(one, one) for one in drawn])
+    assert [len(row) for row in laid] == rows
+    for row in laid:
+        assert len({pair[0].candidate.prompt.id for pair in row}) == 1
+    shown = [pair[0] for row in laid for pair in row]
+    assert shown == [one for one in drawn if one in shown]
+
+
+def test_the_sheet_shows_before_left_and_after_right(tmp_path: Path) -> None:
+    def side(level: tuple[int, int, int], seen: range) -> list[Scored]:
+        return [Scored(drawing("a", i, PIL.Image.new("RGB", (16, 16), level)), 1.0, {"r": 1.0}) for i in seen]
+
+    red, blue = (255, 0, 0), (0, 0, 255)
+    said = sheet.exhibit(side(red, range(3)), side(blue, range(1, 5)), 2, tmp_path)
+    assert str(tmp_path / sheet.NAME) in said
+    pixels = np.asarray(PIL.Image.open(tmp_path / sheet.NAME))
+    places = [np.argwhere((pixels == level).all(-1)) for level in (red, blue)]
+    for place in places:  # two cells a side, but for a frame of one pixel: only 1 and 2 were drawn both times
+        assert abs(len(place) - 2 * sheet.CELL**2) <= 2 * 4 * sheet.CELL
+    assert places[0][:, 1].max() < places[1][:, 1].min()
+    assert sheet.exhibit(side(red, range(3)), side(blue, range(3, 5)), 2, tmp_path).startswith("no picture was drawn")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,16 +30,21 @@ def slow_recipe(folder: Path, tiny: Path) -> Path:
     )
 
 
+FINISHED = (  # the last two are what a round ends with
+    *("candidates/*.parquet", "candidates/pictures/*.png", "prompts.parquet"),
+    *("chosen.parquet", "policy/*.safetensors"),
+)
+
+
 def shards(run: Path) -> dict[str, tuple[int, int]]:
     """Every finished piece of work that must not be done again: where it lies, inode and time of writing."""
-    found = [*run.glob("rounds/*/candidates/*.parquet"), *run.glob("rounds/*/prompts.parquet")]
-    found += [*run.glob("rounds/*/chosen.parquet"), *run.glob("rounds/*/policy/model.safetensors")]
+    found = [path for pattern in FINISHED for path in run.glob(f"rounds/*/{pattern}")]
     return {str(path.relative_to(run)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
 def outcome(run: Path) -> dict[str, bytes]:
     """Chosen sets and weights."""
-    found = [*run.glob("rounds/*/chosen.parquet"), *run.glob("rounds/*/policy/model.safetensors")]
+    found = [path for pattern in FINISHED[-2:] for path in run.glob(f"rounds/*/{pattern}")]
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(found)}
 
 
@@ -53,6 +58,31 @@ def until(happened: Callable[[], bool], running: object, seconds: float = 60) ->
             return False
         time.sleep(0.002)
     raise TimeoutError
+
+
+def finish(recipe: Path, run: Path) -> None:
+    """The run to its end."""
+    last = process("run", recipe, "--out", run, "--set", "keep=all")
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    assert not list(run.rglob("*.part"))
+
+
+def killed_at(points: Sequence[str], recipe: Path, run: Path) -> None:
+    """A run killed as soon as each of these is there, then finished; nothing that was done is made again."""
+    kept: dict[str, tuple[int, int]] = {}
+    for point in points:
+        running = process("run", recipe, "--out", run, "--set", "keep=all")
+        came = until((run / point).exists, running)
+        running.kill()
+        running.communicate()
+        assert came, f"ended before {point}"
+        now = shards(run)
+        assert {name: now[name] for name in kept} == kept, f"made again before {point}"
+        kept = now
+    finish(recipe, run)
+    now = shards(run)
+    assert {name: now[name] for name in kept} == kept
 
 
 POINTS = [  # what is on disk of a round when the process is killed
@@ -71,9 +101,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[st
     (folder / "my_rewards.py").write_text(REWARDS)
     lines = [f'{{"id": "p{i}", "prompt": "The film number {i}"}}' for i in range(24)]
     (folder / "prompts.jsonl").write_text("\n".join(lines))
-    running = process("run", slow_recipe(folder, tiny), "--out", folder / "run", "--set", "keep=all")
-    _, errors = running.communicate(timeout=120)
-    assert running.returncode == 0, errors
+    finish(slow_recipe(folder, tiny), folder / "run")
     found = outcome(folder / "run")
     assert len(found) == 4
     return found
@@ -81,27 +109,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[st
 
 def test_killed_at_every_point_of_one_run(work: Path, tiny: Path, undisturbed: dict[str, bytes]) -> None:
     """One run, killed thirteen times: as soon as each of these is there."""
-    recipe, run = slow_recipe(work, tiny), work / "run"
-    kept: dict[str, tuple[int, int]] = {}
-    kills = 0
-    for point in POINTS:
-        running = process("run", recipe, "--out", run, "--set", "keep=all")
-        came = until((run / point).exists, running)
-        running.kill()
-        running.communicate()
-        kills += came
-        now = shards(run)
-        assert {name: now[name] for name in kept} == kept, f"made again before {point}"
-        kept = now
-    last = process("run", recipe, "--out", run, "--set", "keep=all")
-    _, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
-    now = shards(run)
-    assert {name: now[name] for name in kept} == kept
-    assert kills == len(POINTS)
-    assert outcome(run) == undisturbed
-    assert [row for row in (run / "metrics.jsonl").read_text().splitlines() if '"round": 1,' in row]
-    assert not list(run.rglob("*.part"))
+    killed_at(POINTS, slow_recipe(work, tiny), work / "run")
+    assert outcome(work / "run") == undisturbed
+    assert [row for row in (work / "run" / "metrics.jsonl").read_text().splitlines() if '"round": 1,' in row]
 
 
 def test_killed_at_arbitrary_times(work: Path, tiny: Path, undisturbed: dict[str, bytes]) -> None:
@@ -120,9 +130,7 @@ def test_killed_at_arbitrary_times(work: Path, tiny: Path, undisturbed: dict[str
         now = shards(run)
         assert {name: now[name] for name in kept} == kept
         kept = now
-    last = process("run", recipe, "--out", run, "--set", "keep=all")
-    _, errors = last.communicate(timeout=120)
-    assert last.returncode == 0, errors
+    finish(recipe, run)
     now = shards(run)
     assert {name: now[name] for name in kept} == kept
     assert kills >= 4

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raftune import build
 from raftune.errors import UserError
 from raftune.prompts import draw, parse, read_rows, split, tidy, without
 from raftune.types import Prompt
@@ -148,3 +149,24 @@ def test_the_draw_is_seeded_and_reshuffled() -> None:
     assert one != draw(prompts, 1, 8, seed=1)
     with pytest.raises(UserError, match="prompts_per_round"):
         draw(prompts, 1, 9, seed=0)
+
+
+def recipe_of(folder: Path, **prompts: Any) -> Any:
+    from raftune.recipe import parse as parse_recipe
+
+    write(folder / "p.jsonl", [{"id": f"p{i}", "prompt": f"prompt {i}"} for i in range(6)])
+    write(folder / "h.jsonl", [{"id": "h0", "prompt": "prompt 1"}, {"id": "p5", "prompt": "other"}])
+    raw = {"model": "m", "reward": "vader", "prompts": {"path": "p.jsonl", **prompts}}
+    return parse_recipe({**raw, "sample": {"prompts_per_round": 1}})
+
+
+def test_what_is_held_out_trains_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    """By text and by id; the count says how many went."""
+    apart = build.prompts(recipe_of(tmp_path, heldout="h.jsonl"), None, tmp_path)
+    assert [p.id for p in apart.train] == ["p0", "p2", "p3", "p4"]
+    assert apart.counts["also_heldout"] == 2
+    shared = build.prompts(recipe_of(tmp_path, heldout="p.jsonl", disjoint=False), None, tmp_path)
+    assert [p.id for p in shared.train] == [p.id for p in shared.heldout] == [f"p{i}" for i in range(6)]
+    assert shared.counts["also_heldout"] == 0
+    with pytest.raises(UserError, match="is more than the 0 prompts"):
+        build.prompts(recipe_of(tmp_path, heldout="p.jsonl"), None, tmp_path)

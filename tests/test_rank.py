@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftune.errors import UserError
-from raftune.rank import Above, Best, Random, Top, choose, parse_rule, rank
+from raftune.rank import Above, Best, Floor, NothingChosen, Random, Top, choose, parse_rule, rank
 from raftune.types import Scored
 
 Pool = list[Scored]
@@ -59,6 +59,25 @@ def test_top_equals_brute_force(pool: Pool, fraction: float) -> None:
 @given(pools, st.floats(-10, 10))
 def test_above_equals_brute_force(pool: Pool, floor: float) -> None:
     assert keys(Above(floor)(pool)) == keys([o for o in pool if o.reward is not None and o.reward >= floor])
+
+
+@given(pools, st.integers(-5, 5).map(float), st.integers(1, 3))
+def test_a_floor_leaves_the_rule_what_reaches_it(pool: Pool, floor: float, n: int) -> None:
+    """The n best of each prompt, if they reach the floor; of a fraction, the fraction of those; at random, of those."""
+    reach = [one for one in pool if one.reward is not None and one.reward >= floor]
+    best = keys(Floor(Best(n), floor)(pool))
+    assert sorted(best) == sorted(key for key in keys(Best(n)(pool)) if key in keys(reach))
+    order = sorted(range(len(reach)), key=lambda i: (-(reach[i].reward or 0), i))
+    share = max(1, math.floor(len(reach) * 0.3 + 1e-9)) if reach else 0
+    wanted = [reach[i] for i in sorted(order[:share])]
+    assert keys(Floor(Top(0.3), floor)(pool)) == keys(wanted)
+    control = keys(Floor(Random(n), floor)(pool, (3,)))
+    assert set(control) <= set(keys(reach))
+    assert sorted(key[0] for key in control) == sorted(key[0] for key in best)
+    if not reach:
+        for rule in ("best", "top:0.3", "random"):
+            with pytest.raises(NothingChosen, match="chose none"):
+                choose(parse_rule(rule, floor=floor), pool)
 
 
 @given(pools, st.integers(-20, 20), st.sampled_from(["best", "best:2", "top:0.3", "random", "random:2", "random:0.25"]))
@@ -151,6 +170,14 @@ def test_infinite_rewards_never_get_as_far_as_ranking() -> None:
 )
 def test_rules_by_name(text: str, rule: object) -> None:
     assert parse_rule(text) == rule
+
+
+def test_a_floor_goes_around_any_rule() -> None:
+    assert parse_rule("best:2", floor=0.5) == Floor(Best(2), 0.5)
+    assert parse_rule("best", skip_tied=True, floor=-1) == Floor(Best(skip_tied=True), -1)
+    assert parse_rule("top:0.1", floor=None) == Top(0.1)
+    pool = pool_of([("a", 1.0), ("a", 1.0), ("a", 0.0), ("b", 2.0), ("b", 1.0)])
+    assert keys(parse_rule("best", skip_tied=True, floor=1.0)(pool, (0,))) == [("b", 0)]  # those that are left tie
 
 
 @pytest.mark.parametrize(

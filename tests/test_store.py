@@ -181,6 +181,46 @@ def test_the_control_chooses_as_many(tmp_path: Path) -> None:
     assert best.chosen_reward_mean > control.chosen_reward_mean
 
 
+class Pupil(Counter):
+    """A learner that notes what it learned from."""
+
+    def __init__(self, fail_at: str = "") -> None:
+        super().__init__(fail_at)
+        self.lessons: list[list[tuple[str, str, int]]] = []
+
+    def tune(self, policy: Any, chosen: Sequence[Scored], out: Path, seed: tuple[object, ...]) -> Path:
+        self.note(f"tune round {seed[1]}")
+        self.lessons.append([(one.candidate.output.text, *table.key_of(one)) for one in chosen])
+        return super().tune(policy, chosen, out, seed)
+
+
+@pytest.mark.parametrize("buffer", [0, 1, 2, 9])
+def test_the_buffer_brings_earlier_winners_back(buffer: int, tmp_path: Path) -> None:
+    """Round n learns from what rounds n - buffer to n chose, the earliest first; a resumed run from the same."""
+
+    def lessons(folder: Path, parts: Pupil) -> list[list[tuple[str, str, int]]]:
+        rewards, draws = Rewards((Weighted(parts),)), lambda number: draw(PROMPTS, number, 5, 0)
+        with Run(folder, "model") as run:
+            list(raft(run, draws, parts, rewards, parts, k=3, rounds=4, shard=2, buffer=buffer))
+        return parts.lessons
+
+    found = lessons(tmp_path / "whole", Pupil())
+    tables = [tmp_path / "whole" / "rounds" / f"{number:04d}" / "chosen.parquet" for number in range(1, 5)]
+    winners = [
+        [(one.candidate.output.text, *table.key_of(one)) for one in table.read_scored(path, CODEC)] for path in tables
+    ]
+    wanted = []
+    for last in range(4):
+        wanted.append([one for number in range(4) if last - buffer <= number <= last for one in winners[number]])
+    assert found == wanted
+    assert [len(lesson) for lesson in found] == [5 * min(number, buffer + 1) for number in range(1, 5)]
+    parts = Pupil("tune round 3")
+    with pytest.raises(ConnectionError):
+        lessons(tmp_path / "resumed", parts)
+    parts.fail_at = ""
+    assert lessons(tmp_path / "resumed", parts) == wanted
+
+
 def test_another_recipe_is_refused_by_key(tmp_path: Path) -> None:
     Run(tmp_path / "run", "model", settings={"sample.k": 8, "seed": 0}).close()
     with pytest.raises(UserError, match=r"another recipe: sample.k \(8 → 16\), seed \(0 → None\)"):

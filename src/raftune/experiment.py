@@ -157,7 +157,9 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     """
     recipe = parts.recipe
     prompts, rule, learner = parts.prompts, parts.select, parts.learner
-    dropped = ", ".join(f"{count} {rule}" for rule, count in prompts.counts.items() if rule != "rows" and count)
+    _ = parts.probes, parts.judges  # faults of what is only evaluated show here too
+    counted = {rule: count for rule, count in prompts.counts.items() if rule not in {"rows", "heldout_rows"}}
+    dropped = ", ".join(f"{count} {rule}" for rule, count in counted.items() if count)
     lines = [
         ("model", parts.model),
         ("prompts", f"{len(prompts.train)} to train, {len(prompts.heldout)} held out; dropped: {dropped or 'none'}"),

@@ -137,6 +137,9 @@ class DiT(Family):
                 f"prompt {unknown[0]!r} is no class of this {type(pipe).__name__}; write a name or a number"
             )
         numbers = [int(text) if text.isdecimal() else pipe.labels[text] for text in texts]
+        if pipe.transformer is not None and max(numbers) >= pipe.transformer.config.num_embeds_ada_norm:
+            classes = pipe.transformer.config.num_embeds_ada_norm
+            raise UserError(f"prompt '{max(numbers)}' is no class of this {type(pipe).__name__}; it has {classes}")
         return {"class_labels": torch.tensor(numbers)}
 
     def rows(self, conditions: Conditions, rows: list[int]) -> dict[str, Any]:

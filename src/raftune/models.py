@@ -26,7 +26,8 @@ from .types import Policy
 
 T = TypeVar("T")
 # transformers, PEFT, diffusers, a LoRA of diffusers
-CONFIGS = ("config.json", "adapter_config.json", "model_index.json", "pytorch_lora_weights.safetensors")
+DIFFUSERS = ("model_index.json", "pytorch_lora_weights.safetensors")
+CONFIGS = ("config.json", "adapter_config.json", *DIFFUSERS)
 Tokenizer = Any  # PreTrainedTokenizerBase, whose own annotations do not tell ids from text
 
 
@@ -113,9 +114,17 @@ def adapter_base(folder: str) -> str | None:
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
+def of_text(policy: Policy) -> str:
+    """Where a model that is no diffusion pipeline lies."""
+    folder = locate(policy)
+    if any((Path(folder) / name).exists() for name in DIFFUSERS):
+        raise UserError(f"model: {folder} makes pictures; set modality: image, or name a language model")
+    return folder
+
+
 def load_tokenizer(policy: Policy) -> Tokenizer:
     """The policy's tokenizer; an adapter folder without one uses its base's."""
-    folder = locate(policy)
+    folder = of_text(policy)
     base = adapter_base(folder)
     if base is not None and not (Path(folder) / "tokenizer_config.json").exists():
         return load_tokenizer(base)
@@ -132,7 +141,7 @@ def load_image_processor(policy: Policy) -> Any:
 def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """The policy on the device, in eval mode; an adapter is merged into its base."""
     glibc()
-    folder = locate(policy)
+    folder = of_text(policy)
     base = adapter_base(folder)
     if base is None:
         model = loading(folder, lambda: model_class.from_pretrained(folder, dtype=dtype))

@@ -19,7 +19,6 @@ from .score import Rewards, Weighted
 from .table import TextCodec, columns_of
 from .types import Candidate, Prompt, Scored
 
-DIFFUSERS = ("model_index.json", "pytorch_lora_weights.safetensors")  # one of these makes a folder an image policy
 PICTURES = "sha256"  # the column that only a table of pictures has
 
 
@@ -55,6 +54,8 @@ def modality(name: str) -> Modality:
 
 def modality_of(policy: str) -> str:
     """What a checkpoint makes: ``image`` where it is a diffusers pipeline or an adapter of one, else ``text``."""
+    from .models import DIFFUSERS
+
     folder = Path(policy)
     if folder.is_dir():
         return "image" if any((folder / name).exists() for name in DIFFUSERS) else "text"

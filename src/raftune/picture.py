@@ -94,9 +94,10 @@ class PictureCodec:
         path = output.path
         if path is None:
             path = folder / FOLDER / f"{output.sha256[:32]}.png"
-            if not path.exists():  # the same picture twice is one file
+            data = output.png
+            if not path.exists() or path.read_bytes() != data:  # the same picture twice is one file
                 with replacing(path) as part:
-                    part.write_bytes(output.png)
+                    part.write_bytes(data)
         return {
             "output": Path(os.path.relpath(path, folder)).as_posix(),
             "sha256": output.sha256,

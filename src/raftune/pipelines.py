@@ -58,8 +58,11 @@ def opened(policy: Policy) -> tuple[str, str | None]:
 
 
 def _base(folder: Path) -> str:
-    with safe_open(folder / LORA, "pt") as file:
-        configuration = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    def metadata() -> dict[str, str]:
+        with safe_open(folder / LORA, "pt") as file:
+            return file.metadata() or {}
+
+    configuration = json.loads(loading(str(folder), metadata).get(METADATA, "{}"))
     for name in DENOISERS:
         if base := configuration.get(f"{name}.base_model_name_or_path"):
             return base
@@ -74,8 +77,7 @@ def configuration(pipeline: str) -> dict[str, Any]:
 
 def class_of(pipeline: str) -> type[DiffusionPipeline]:
     """The pipeline's class, from its index alone."""
-
-    name = str(configuration(pipeline)["_class_name"])
+    name = str(configuration(pipeline).get("_class_name"))
     found = getattr(diffusers, name, None)
     if found is None:
         raise UserError(f"model: {pipeline} is a {name}, which diffusers {diffusers.__version__} does not have")
@@ -86,6 +88,7 @@ def load(policy: Policy, dtype: torch.dtype, **without: None) -> Any:
     """The pipeline on the device, its adapter fused into the weights. ``unet=None`` leaves a part out."""
     glibc()
     pipeline, lora = opened(policy)
+    class_of(pipeline)  # one that is not there would end in the library's traceback
     with silent():
         pipe = loading(pipeline, lambda: DiffusionPipeline.from_pretrained(pipeline, dtype=dtype, **without))
         pipe = pipe.to(device())

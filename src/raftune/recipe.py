@@ -72,7 +72,7 @@ def _number(text: str) -> float | None:
 def parse(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A mapping → the recipe, of the modality it names (text, if none)."""
     modality = raw.get("modality", "text")
-    if modality not in RECIPES:
+    if not isinstance(modality, str) or modality not in RECIPES:
         raise UserError(f"{where}: modality: {modality!r} is unknown; use {' or '.join(RECIPES)}")
     try:
         return RECIPES[modality].model_validate(_numbers(raw))

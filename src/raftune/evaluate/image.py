@@ -43,11 +43,11 @@ def mean_distance(members: Sequence[Candidate]) -> float | None:
     squares_N = (pixels_ND**2).sum(1)
     squared_NN = squares_N[:, None] + squares_N - 2 * pixels_ND @ pixels_ND.T
     pairs = squared_NN[np.triu_indices(len(pixels_ND), 1)]
-    return float(np.sqrt(np.maximum(pairs, 0) / pixels_ND.shape[1]).mean())
+    return float(np.sqrt(pairs / pixels_ND.shape[1]).mean() / 255)
 
 
 def _pixels(candidate: Candidate) -> np.ndarray:
     image = candidate.output.image
     if max(image.size) > SIDE:
         image = image.resize((SIDE, SIDE))
-    return np.asarray(image, np.float32).ravel() / 255
+    return np.asarray(image, np.float64).ravel()  # whole numbers: their sums of squares are exact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -20,6 +21,7 @@ from ..errors import UserError
 from ..families import Conditions, Family, family_of, tuned_families
 from ..models import resident
 from ..pipelines import (
+    LORA,
     attach,
     class_of,
     configuration,
@@ -63,8 +65,9 @@ class ImageLearner:
     through the denoiser at once (None: all). The pictures' latents (the mode of the VAE's posterior) and the prompts'
     embeddings are computed once; VAE and text encoders leave memory before the denoiser enters it. ``snr_gamma``:
     min-SNR weighting of epsilon, v and sample prediction. ``caption_dropout``: share of the pictures learned without
-    their prompt, so that what guidance steers away from is tuned with the rest. Noise and times are addressed by the
-    step, so a resumed tuning ends with the same weights.
+    their prompt, so that what guidance steers away from is tuned with the rest. Noise, times and dropout are addressed
+    by the step and the picture, so neither how a step is cut nor where a tuning was resumed changes the weights it ends
+    with.
     """
 
     learning_rate: float = 2e-5
@@ -129,17 +132,17 @@ class ImageLearner:
 
     def _backward(self, session: Session, lesson: Lesson, step: Sequence[int], address: tuple[object, ...]) -> float:
         """The gradients of one optimiser step; the mean loss per picture before it."""
-        generator = torch.Generator().manual_seed(seed_of("noise", *address))
         where = session.accelerator.device
         loss = 0.0
         for rows in alike(lesson.latents, step, self.batch_rows or self.batch_size):
             latents_BCHW = torch.stack([lesson.latents[row] for row in rows]).to(where)
-            noise_BCHW = torch.randn(latents_BCHW.shape, generator=generator).to(latents_BCHW)
-            task = lesson.objective.task(latents_BCHW, noise_BCHW, generator)
+            generators = [torch.Generator().manual_seed(seed_of("noise", *address, row)) for row in rows]
+            noise = [torch.randn(latents_BCHW.shape[1:], generator=generator) for generator in generators]
+            task = lesson.objective.task(latents_BCHW, torch.stack(noise).to(latents_BCHW), generators)
             prompts = [lesson.rows[row] for row in rows]
             if self.caption_dropout:
-                kept = (torch.rand(len(rows), generator=generator) >= self.caption_dropout).tolist()
-                prompts = [row if keep else lesson.null for row, keep in zip(prompts, kept, strict=True)]
+                dropped = [float(torch.rand(1, generator=own)) < self.caption_dropout for own in generators]
+                prompts = [lesson.null if drop else row for row, drop in zip(prompts, dropped, strict=True)]
             conditions = {name: tensor[prompts].to(where) for name, tensor in lesson.conditions.items()}
             answer_BCHW = lesson.family.predict(
                 session.prepared, task.noisy_BCHW, task.timesteps_B, conditions, lesson.factor
@@ -204,6 +207,7 @@ class ImageLearner:
             f"{name}_lora_adapter_metadata": adapter_metadata(denoiser, pipeline),
         }
         kind.save_lora_weights(part, **layers)
+        _in_order(part / LORA)
 
 
 def prepare(pipeline: str, chosen: Sequence[Scored], snr_gamma: float | None) -> Lesson:
@@ -254,6 +258,17 @@ def alike(tensors: Sequence[torch.Tensor], rows: Sequence[int], at_once: int) ->
             of_shape.append([])
         of_shape[-1].append(row)
     return [group for of_shape in groups.values() for group in of_shape]
+
+
+def _in_order(file: Path) -> None:
+    """The same adapter in the same bytes: safetensors writes the metadata of a file in any order."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # what follows stays aligned
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def adapter_metadata(denoiser: Any, pipeline: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Shape suffixes: B rows, C latent channels, H and W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,8 +35,8 @@ class Task:
 
 
 class Objective(Protocol):
-    def task(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, generator: torch.Generator) -> Task:
-        """Draw the rows' times from ``generator`` (on the CPU) and noise the latents up to them."""
+    def task(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, generators: Sequence[torch.Generator]) -> Task:
+        """Draw each row's time from its own generator (on the CPU) and noise the latents up to them."""
         ...
 
 
@@ -47,9 +47,10 @@ class Diffusion:
     scheduler: Any
     snr_gamma: float | None = None
 
-    def task(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, generator: torch.Generator) -> Task:
+    def task(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, generators: Sequence[torch.Generator]) -> Task:
         count = self.scheduler.config.num_train_timesteps
-        timesteps_B = torch.randint(0, count, (len(latents_BCHW),), generator=generator).to(latents_BCHW.device)
+        drawn = [torch.randint(0, count, (1,), generator=generator) for generator in generators]
+        timesteps_B = torch.cat(drawn).to(latents_BCHW.device)
         noisy_BCHW = self.scheduler.add_noise(latents_BCHW, noise_BCHW, timesteps_B)
         target_BCHW = {
             "epsilon": lambda: noise_BCHW,
@@ -76,10 +77,12 @@ class Flow:
 
     scheduler: Any
 
-    def task(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, generator: torch.Generator) -> Task:
-        share_B = compute_density_for_timestep_sampling(
-            "logit_normal", len(latents_BCHW), logit_mean=0.0, logit_std=1.0, generator=generator
-        )
+    def task(self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, generators: Sequence[torch.Generator]) -> Task:
+        drawn = [
+            compute_density_for_timestep_sampling("logit_normal", 1, logit_mean=0.0, logit_std=1.0, generator=generator)
+            for generator in generators
+        ]
+        share_B = torch.cat(drawn)
         places_B = (share_B * self.scheduler.config.num_train_timesteps).long()
         timesteps_B = self.scheduler.timesteps[places_B].to(latents_BCHW.device)
         sigmas_B111 = self.scheduler.sigmas[places_B].to(latents_BCHW)[:, None, None, None]
