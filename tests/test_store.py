@@ -18,7 +18,7 @@ from raftune.loop import raft
 from raftune.prompts import draw
 from raftune.rank import Best, Random
 from raftune.score import Rewards, Weighted
-from raftune.store import Run
+from raftune.store import RoundFolder, Run
 from raftune.types import Candidate, Prompt, Round, Scored, Text
 
 PROMPTS = [Prompt(f"p{i}", f"text {i}", {"n": i}) for i in range(10)]
@@ -342,3 +342,24 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
         table.read_candidates(tmp_path / "x.parquet", CODEC)
     with pytest.raises(UserError, match="no such file"):
         table.read_candidates(tmp_path / "absent.parquet", CODEC)
+
+
+def test_each_stage_has_its_own_peak(tmp_path: Path) -> None:
+    """A stage that holds 300 MB says so, the next one does not, and the whole process's peak never falls."""
+    import mmap
+
+    from raftune import memory
+
+    if not memory.restart():
+        pytest.skip("this system does not count anew")
+    here = RoundFolder(tmp_path, CODEC)
+    with here.timed("sample"):
+        with mmap.mmap(-1, 300_000_000) as held:  # a mapping of its own: the allocator keeps what is freed
+            for page in range(0, len(held), 4096):
+                held[page] = 1
+    whole = memory.peak()
+    with here.timed("tune"):
+        pass
+    figures = here.figures
+    assert figures["memory/sample_bytes"] - figures["memory/tune_bytes"] > 250_000_000
+    assert memory.peak() >= whole >= figures["memory/sample_bytes"]

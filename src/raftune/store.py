@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import files, interrupt, progress, table
+from . import files, interrupt, memory, progress, table
 from .errors import UserError
 from .protocols import Codec
 from .score import Rewards
@@ -107,20 +105,27 @@ class RoundFolder:
         """What the learner and the clock say of this round."""
         path = self.folder / "policy" / files.FIGURES
         tuned = files.read_json(path) if path.exists() else {}
-        return {f"tune/{name}": value for name, value in tuned.items()} | {
-            f"time/{stage}_s": seconds for stage, seconds in self._times().items()
-        }
+        figures = {f"tune/{name}": value for name, value in tuned.items()}
+        for stage, (seconds, most) in self._spent().items():
+            figures[f"time/{stage}_s"] = seconds
+            if most is not None:
+                figures[f"memory/{stage}_bytes"] = most
+        return figures
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of this block to the round's clock, which outlives the process."""
-        start = time.perf_counter()
+        """Add the seconds of this block to the round's clock, which outlives the process, and note its peak memory."""
+        start, counts = time.perf_counter(), memory.restart()
         yield
-        times = self._times()
-        times[stage] = times.get(stage, 0.0) + time.perf_counter() - start
-        files.write_json(self.folder / "times.json", times)
+        spent = self._spent()
+        seconds, most = spent.get(stage, (0.0, None))
+        now = memory.stage_peak() if counts else None
+        peaks = [peak for peak in (most, now) if peak is not None]
+        spent[stage] = (seconds + time.perf_counter() - start, max(peaks, default=None))
+        files.write_json(self.folder / "times.json", spent)
 
-    def _times(self) -> dict[str, float]:
+    def _spent(self) -> dict[str, tuple[float, int | None]]:
+        """Stage → seconds and bytes."""
         path = self.folder / "times.json"
         return files.read_json(path) if path.exists() else {}
 
@@ -254,7 +259,7 @@ class Run:
         """Add figures to a round. What is None was not measured and stays absent."""
         path = self.round(number).folder / "metrics.json"
         known = {key: value for key, value in figures.items() if value is not None}
-        files.write_json(path, {"round": number, **self.metrics(number), **known, "memory/peak_bytes": peak_memory()})
+        files.write_json(path, {"round": number, **self.metrics(number), **known, "memory/peak_bytes": memory.peak()})
         rows = [json.dumps(row) for row in self.history()]
         with files.replacing(self.root / "metrics.jsonl") as part:
             part.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -286,9 +291,3 @@ class Run:
             if number not in keep:
                 shutil.rmtree(self.round(number).folder / "policy", ignore_errors=True)
                 (self.round(number).folder / "optimizer.pt").unlink(missing_ok=True)
-
-
-def peak_memory() -> int:
-    """Bytes: the most this process ever held in memory (resident set)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
