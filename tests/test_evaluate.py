@@ -86,7 +86,7 @@ def noisy(seed: int, width: int = 6, height: int = 5) -> PIL.Image.Image:
 
 
 def test_diversity_is_the_mean_distance_of_pairs() -> None:
-    """Two prompts of unequal numbers of pictures: pairs within a prompt, then prompts, are meaned."""
+    """Two prompts of unequal numbers of pictures: the mean is over pairs, then prompts; flagged are out."""
     groups = {"a": [noisy(i) for i in range(4)], "b": [noisy(i, 3, 3) for i in range(2)], "c": [noisy(9)]}
     means = []
     for pictures in groups.values():
@@ -98,12 +98,18 @@ def test_diversity_is_the_mean_distance_of_pairs() -> None:
             ]
             distances.append(math.sqrt(sum(squares) / len(squares)))
         means += [sum(distances) / len(distances)] if distances else []
-    drawn = [drawing(name, i, p, name == "b") for name, pictures in groups.items() for i, p in enumerate(pictures)]
+    groups["d"] = [PIL.Image.new("RGB", (3, 3))] * 2  # black, as the safety checker leaves them
+    drawn = [drawing(name, i, p, name == "d") for name, pictures in groups.items() for i, p in enumerate(pictures)]
     figures = image.describe(drawn, 3.5)
     assert figures["diversity"] == pytest.approx(sum(means) / 2, rel=1e-5)
-    assert figures["flagged"] == pytest.approx(2 / 7)
-    assert figures["pictures_per_s"] == 2.0
+    assert figures["flagged"] == pytest.approx(2 / 9)
+    assert figures["pictures_per_s"] == 9 / 3.5
     assert image.judge([Scored(one, 0.5) for one in drawn], "m")["reward_mean"] == 0.5
+
+
+def test_pictures_of_mixed_sizes_compare() -> None:
+    mixed = [drawing("a", 0, noisy(1)), drawing("a", 1, noisy(2, 5, 9))]
+    assert 0 < image.describe(mixed)["diversity"] < 1
 
 
 def test_one_picture_has_no_diversity_and_the_same_twice_none() -> None:

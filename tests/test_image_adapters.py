@@ -19,7 +19,7 @@ from test_image_tune import chosen_of, denoiser, distance
 
 from raftune.errors import UserError
 from raftune.files import FIGURES, read_json
-from raftune.pipelines import LORA
+from raftune.pipelines import LORA, load
 from raftune.sample.image import ImageSampler
 from raftune.tune.image import ImageLearner
 from raftune.tune.lora import Lora
@@ -77,12 +77,16 @@ def test_a_second_round_goes_on_with_the_adapter(kind: str, pipeline_of: Pipelin
     assert ImageSampler(steps=1, **size_of(kind)).sample(on, TEXTS, 1, SEED)
 
 
-@pytest.mark.parametrize("lora", [Lora(r=8), Lora(r=4, alpha=4)])
+@pytest.mark.parametrize(
+    "lora", [Lora(r=8), Lora(r=4, alpha=4), Lora(r=4, dropout=0.5), Lora(r=4, target_modules=("to_q",))]
+)
 def test_another_adapter_than_the_policys_is_refused(lora: Lora, pipeline_of: PipelineOf, tmp_path: Path) -> None:
     first = ImageLearner(**QUICK, lora=Lora(r=4)).tune(pipeline_of(), chosen_of(), tmp_path / "1", (0,))
     with pytest.raises(UserError) as error:
         ImageLearner(**QUICK, lora=lora).tune(first, chosen_of(), tmp_path / "2", (0,))
-    assert f"{first} is an adapter with r=4, alpha=32; set these, or start from its base" in str(error.value)
+    assert f"{first} is an adapter with r=4, alpha=32, dropout=0.0 of to_k, to_out.0, to_q, to_v; set" in str(
+        error.value
+    )
     assert str(pipeline_of()) in str(error.value)
     assert not (tmp_path / "2").exists()
 
@@ -152,3 +156,23 @@ def test_a_fully_tuned_pipeline_opens_by_itself(kind: str, pipeline_of: Pipeline
     again = Path(learner.tune(moved, chosen, tmp_path / "second", (0, 2)))
     assert read_json(again / FIGURES)["steps"] == 4
     assert distance(denoiser(again), denoiser(moved)) > 1e-2
+
+
+def test_in_bfloat16_the_adapter_stays_beside_the_weights(pipeline_of: PipelineOf, tmp_path: Path) -> None:
+    """Fused, a change of less than half a step of bfloat16 would be lost; beside the weights it acts."""
+    small = ImageLearner(**{**QUICK, "learning_rate": 1e-5}, lora=Lora(r=4))
+    adapter_folder = small.tune(pipeline_of(), chosen_of(), tmp_path / "1", (0,))
+    assert load(adapter_folder, torch.bfloat16).unet.peft_config
+    assert not getattr(load(adapter_folder, torch.float32).unet, "peft_config", {})
+
+
+def test_weights_in_fp16_files_alone_load(pipeline_of: PipelineOf, tmp_path: Path) -> None:
+    DiffusionPipeline.from_pretrained(pipeline_of()).save_pretrained(tmp_path / "p", variant="fp16")
+    assert list((tmp_path / "p").rglob("*.fp16.safetensors"))
+    out = ImageLearner(**QUICK).tune(tmp_path / "p", chosen_of(), tmp_path / "1", (0,))
+    assert ImageSampler(steps=1, height=16, width=16).sample(out, TEXTS, 1, SEED)
+
+
+def test_a_negative_prompt_without_guidance_is_refused(pipeline_of: PipelineOf) -> None:
+    with pytest.raises(UserError, match="does nothing without guidance"):
+        ImageSampler(steps=1, guidance=1.0, negative_prompt="dull").sample(pipeline_of(), TEXTS, 1, SEED)

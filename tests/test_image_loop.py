@@ -256,9 +256,22 @@ def test_dry_run_draws_a_picture_and_checks_the_further_prompts(pictures: Path, 
         ("evaluate.judge=[{use: 'my_rewards.py:brightness', name: jpeg-compressibility}]", "jpeg-compressibility"),
         ("model=" + str(pictures), "has no config.json and no model_index.json"),
         ("sample.height=15", "sample.height: 15 is not a multiple of 2"),
+        ("evaluate.also.far.sample.k=3", "evaluate.also.far.sample.k: does nothing there"),
+        ("evaluate.judge=my_rewards.py:broken", "reward 'judge' raised"),
+        ("tune.lora.target_modules=[nope]", "tune.lora"),
     ]:
         one_line(call(*dry, "--set", change), said)
     assert not (pictures / "run").exists()
+
+
+def test_what_was_drawn_to_evaluate_stays_when_a_judge_fails(pictures: Path, pipeline_of: PipelineOf) -> None:
+    recipe = write_recipe(pictures, pipeline_of(), "image", evaluate={"judge": "my_rewards.py:broken", "k": 2})
+    one_line(call("run", recipe, "--out", pictures / "run"), "reward 'judge' raised")
+    drawn = pictures / "run" / "rounds" / "0000" / "heldout" / "candidates"
+    kept = {path: path.stat().st_mtime_ns for path in drawn.rglob("*.p*")}
+    assert any(path.suffix == ".png" for path in kept)
+    one_line(call("run", recipe, "--out", pictures / "run"), "reward 'judge' raised")
+    assert {path: path.stat().st_mtime_ns for path in drawn.rglob("*.p*")} == kept
 
 
 POINTS = [  # what is on disk of a round when the process is killed

@@ -24,7 +24,8 @@ from raftune.picture import Picture
 from raftune.pipelines import LORA
 from raftune.sample.image import ImageSampler
 from raftune.tune import image as learning
-from raftune.tune.image import ImageLearner, encode
+from raftune.tune.image import ImageLearner
+from raftune.tune.lesson import encode
 from raftune.tune.lora import Lora
 from raftune.tune.session import Session
 from raftune.types import Candidate, Prompt, Scored, seed_of

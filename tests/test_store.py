@@ -353,10 +353,9 @@ def test_each_stage_has_its_own_peak(tmp_path: Path) -> None:
     if not memory.restart():
         pytest.skip("this system does not count anew")
     here = RoundFolder(tmp_path, CODEC)
-    with here.timed("sample"):
-        with mmap.mmap(-1, 300_000_000) as held:  # a mapping of its own: the allocator keeps what is freed
-            for page in range(0, len(held), 4096):
-                held[page] = 1
+    with here.timed("sample"), mmap.mmap(-1, 300_000_000) as held:  # the allocator would keep what is freed
+        for page in range(0, len(held), 4096):
+            held[page] = 1
     whole = memory.peak()
     with here.timed("tune"):
         pass

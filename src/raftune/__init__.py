@@ -12,8 +12,12 @@ _PUBLIC = {
     "Candidate": "types",
     "ClassifierReward": "reward.classifier",
     "FunctionReward": "reward.functions",
+    "ImageLearner": "tune.image",
+    "ImageSampler": "sample.image",
     "Interrupted": "errors",
     "Lora": "tune.lora",
+    "Picture": "picture",
+    "PictureCodec": "picture",
     "Prompt": "types",
     "Recipe": "config",
     "Rewards": "score",
@@ -50,16 +54,20 @@ if TYPE_CHECKING:
     from .errors import Interrupted as Interrupted
     from .errors import UserError as UserError
     from .loop import raft as raft
+    from .picture import Picture as Picture
+    from .picture import PictureCodec as PictureCodec
     from .prompts import draw as draw
     from .rank import parse_rule as parse_rule
     from .reward.classifier import ClassifierReward as ClassifierReward
     from .reward.functions import FunctionReward as FunctionReward
     from .reward.functions import rewards as rewards
     from .reward.sentiment import Vader as Vader
+    from .sample.image import ImageSampler as ImageSampler
     from .sample.text import TextSampler as TextSampler
     from .score import Rewards as Rewards
     from .score import Weighted as Weighted
     from .store import Run as Run
+    from .tune.image import ImageLearner as ImageLearner
     from .tune.lora import Lora as Lora
     from .tune.text import TextLearner as TextLearner
     from .types import Candidate as Candidate

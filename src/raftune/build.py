@@ -86,6 +86,8 @@ class Parts:
             if name in RESERVED or not name.isidentifier():
                 raise UserError(f"evaluate.also.{name}: figures of that name have another meaning; choose another")
             drawn = self.recipe.sample
+            for key in {"k", "prompts_per_round", "shard", "backend"} & config.sample.keys():
+                raise UserError(f"evaluate.also.{name}.sample.{key}: does nothing there; k stands beside sample")
             if config.sample:
                 where = f"evaluate.also.{name}.sample"
                 drawn = validated(type(drawn), drawn.model_dump() | config.sample, where)

@@ -121,7 +121,7 @@ class ImageTuneConfig(TuneConfig, frozen=True):
     batch_rows: int | None = Field(default=None, ge=1)
     snr_gamma: float | None = Field(default=5.0, gt=0)
     caption_dropout: float = Field(default=0.0, ge=0, lt=1)
-    lora: LoraConfig | None = LoraConfig()
+    lora: LoraConfig | None = LoraConfig(alpha=16)  # alpha = r: the same strength where only the weights are read
     backend: str = "image"
 
 

@@ -16,7 +16,7 @@ from .errors import UserError
 from .loop import raft
 from .prompts import draw
 from .rank import rank
-from .store import Run
+from .store import RoundFolder, Run
 from .types import Scored
 
 log = logging.getLogger("raftune")
@@ -114,7 +114,12 @@ class Experiment:
         if not path.exists():
             parts, probe = self.parts, self.parts.probes[name]
             policy = self.run.policy_of(number)
-            candidates = probe.sampler.sample(policy, probe.prompts, probe.k, (parts.recipe.seed, name))
+            here = RoundFolder(path.with_suffix(""), self.run.codec)  # what was drawn stays, whatever the rewards do
+            candidates = here.candidates(
+                probe.prompts,
+                parts.recipe.sample.shard,
+                lambda some: probe.sampler.sample(policy, some, probe.k, (parts.recipe.seed, name)),
+            )
             values, first = parts.rewards.parts(candidates), self.evaluated(0, name)
             reference = {part: [one.parts[part] for one in first] for part in values} if first else None
             scored = parts.rewards.combine(candidates, values, reference)
@@ -157,7 +162,7 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     """
     recipe = parts.recipe
     prompts, rule, learner = parts.prompts, parts.select, parts.learner
-    _ = parts.probes, parts.judges  # faults of what is only evaluated show here too
+    _ = parts.probes  # faults of what is only evaluated show here too
     counted = {rule: count for rule, count in prompts.counts.items() if rule not in {"rows", "heldout_rows"}}
     dropped = ", ".join(f"{count} {rule}" for rule, count in counted.items() if count)
     lines = [
@@ -169,11 +174,16 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     some = [
         max(prompts.train + prompts.heldout, key=lambda prompt: len(str(prompt.content)))
     ]  # the one that may not fit
-    scored = parts.rewards(parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run")))
+    drawn = parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
+    scored = parts.rewards(drawn)
+    if parts.judges:
+        parts.judges(drawn)
     if all(one.reward is None for one in scored):
         raise UserError(f"reward: scored none of {len(scored)} samples of prompt {some[0].id!r}")
     lines += [
         (f"reward {one.reward if one.reward is None else round(one.reward, 4)}", str(one.candidate.output))
         for one in scored
     ]
+    if check := getattr(learner, "check", None):
+        check(parts.model)
     return lines

@@ -99,7 +99,7 @@ class PictureCodec:
                 with replacing(path) as part:
                     part.write_bytes(data)
         return {
-            "output": Path(os.path.relpath(path, folder)).as_posix(),
+            "output": Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix(),
             "sha256": output.sha256,
             "width": output.width,
             "height": output.height,

@@ -65,6 +65,10 @@ def _base(folder: Path) -> str:
     configuration = json.loads(loading(str(folder), metadata).get(METADATA, "{}"))
     for name in DENOISERS:
         if base := configuration.get(f"{name}.base_model_name_or_path"):
+            if Path(base).is_absolute() and not Path(base).is_dir():
+                raise UserError(
+                    f"model: {folder} is a LoRA made for {base}, which is gone; put the pipeline back there"
+                )
             return base
     raise UserError(f"model: {folder} is a LoRA that does not name its base; start from the pipeline itself")
 
@@ -73,6 +77,15 @@ def configuration(pipeline: str) -> dict[str, Any]:
     """What the pipeline's index says: its class, and the library and class of each part."""
     index: Any = loading(pipeline, lambda: DiffusionPipeline.load_config(pipeline))
     return dict(index)
+
+
+def scheduler_config(pipeline: str) -> dict[str, Any]:
+    """The configuration of the pipeline's scheduler."""
+    part = getattr(diffusers, str(configuration(pipeline).get("scheduler", ["", ""])[1]), None)
+    if part is None:
+        raise UserError(f"model: {pipeline} has no scheduler that diffusers {diffusers.__version__} has")
+    config: Any = loading(pipeline, lambda: part.load_config(pipeline, subfolder="scheduler"))
+    return {"_class_name": part.__name__, **config}
 
 
 def class_of(pipeline: str) -> type[DiffusionPipeline]:
@@ -85,19 +98,33 @@ def class_of(pipeline: str) -> type[DiffusionPipeline]:
 
 
 def load(policy: Policy, dtype: torch.dtype, **without: None) -> Any:
-    """The pipeline on the device, its adapter fused into the weights. ``unet=None`` leaves a part out."""
+    """The pipeline on the device with its adapter. ``unet=None`` leaves a part out.
+
+    In float32 the adapter is fused into the weights; in bfloat16 it stays beside them, as in tuning: what is less than
+    half a step of bfloat16 would be rounded away, and that is most of what a small learning rate does.
+    """
     glibc()
     pipeline, lora = opened(policy)
     class_of(pipeline)  # one that is not there would end in the library's traceback
+    options = {**without, **variant_of(pipeline)}
     with silent():
-        pipe = loading(pipeline, lambda: DiffusionPipeline.from_pretrained(pipeline, dtype=dtype, **without))
+        pipe = loading(pipeline, lambda: DiffusionPipeline.from_pretrained(pipeline, dtype=dtype, **options))
         pipe = pipe.to(device())
     pipe.set_progress_bar_config(disable=True)
     if not without:
         name = denoiser_name(pipe)
         if lora is not None:
-            fuse(getattr(pipe, name), name, lora)
+            (fuse if dtype == torch.float32 else attach)(getattr(pipe, name), name, lora)
     return pipe
+
+
+def variant_of(pipeline: str) -> dict[str, str]:
+    """``variant="fp16"`` where a folder has its weights in that form alone."""
+    for name in DENOISERS:
+        files = [file.name for file in (Path(pipeline) / name).glob("*.safetensors*")]
+        if files and all(".fp16." in file for file in files):
+            return {"variant": "fp16"}
+    return {}
 
 
 def denoiser_name(pipe: Any) -> str:
@@ -135,8 +162,9 @@ def load_denoiser(pipeline: str, dtype: torch.dtype) -> tuple[str, Any]:
         library, class_name = config.get(name) or (None, None)
         if library == "diffusers" and class_name:
             part = getattr(diffusers, class_name)
+            options = {"subfolder": name, "dtype": dtype, **variant_of(pipeline)}
             with silent():
-                denoiser = loading(pipeline, lambda: part.from_pretrained(pipeline, subfolder=name, dtype=dtype))  # noqa: B023
+                denoiser = loading(pipeline, lambda: part.from_pretrained(pipeline, **options))  # noqa: B023
             return name, denoiser.to(device())
     raise UserError(f"model: {pipeline} has neither a unet nor a transformer to tune")
 

@@ -197,7 +197,8 @@ def tune(
         if name not in kind.model_fields:
             raise UserError(f"--{name.replace('_', '-')}: is not for {modality}")
     adapter = kind().lora is not None if lora is None else lora
-    settings = {"r": lora_r, "alpha": 2 * lora_r} if adapter else None
+    strength = 2 if modality == "text" else 1  # as the defaults of the recipes
+    settings = {"r": lora_r, "alpha": strength * lora_r} if adapter else None
     given |= {"learning_rate": learning_rate, "batch_size": batch_size, "lora": settings}
     learner = pick.learner(validated(kind, given, "tune"))
     with _bars():
@@ -239,6 +240,8 @@ def evaluate(
     _check_out(out)
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
     located, modality, sampler = _sampler(policy, options)
+    if initial is not None and modality.prompt_length(located) is None:
+        raise UserError("--initial: pictures have no perplexity or KL to compare by")
     usable = _prompts(prompts, column, None, 0)
     with _bars():
         candidates = sampler.sample(located, usable, k, (seed, "heldout"))

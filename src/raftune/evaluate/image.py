@@ -21,6 +21,8 @@ def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> d
     """
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
+        if candidate.output.flagged:  # black, all of them alike
+            continue
         groups.setdefault(str(candidate.prompt.content), []).append(candidate)
     distances = [distance for members in groups.values() if (distance := mean_distance(members)) is not None]
     figures = {"diversity": float(np.mean(distances))} if distances else {}
@@ -39,15 +41,11 @@ def mean_distance(members: Sequence[Candidate]) -> float | None:
     """Over all pairs of the first 256 of these pictures; None for fewer than two."""
     if len(members) < 2:
         return None
-    pixels_ND = np.stack([_pixels(member) for member in members[:MOST]])
+    images = [member.output.image for member in members[:MOST]]
+    if len({image.size for image in images}) > 1 or max(images[0].size) > SIDE:
+        images = [image.resize((SIDE, SIDE)) for image in images]
+    pixels_ND = np.stack([np.asarray(image, np.float64).ravel() for image in images])  # whole numbers: sums are exact
     squares_N = (pixels_ND**2).sum(1)
     squared_NN = squares_N[:, None] + squares_N - 2 * pixels_ND @ pixels_ND.T
     pairs = squared_NN[np.triu_indices(len(pixels_ND), 1)]
     return float(np.sqrt(pairs / pixels_ND.shape[1]).mean() / 255)
-
-
-def _pixels(candidate: Candidate) -> np.ndarray:
-    image = candidate.output.image
-    if max(image.size) > SIDE:
-        image = image.resize((SIDE, SIDE))
-    return np.asarray(image, np.float64).ravel()  # whole numbers: their sums of squares are exact

@@ -37,17 +37,17 @@ def write(path: Path, pairs: Sequence[Pair], round_number: int) -> None:
     ``pairs``: held-out candidates before and after, in order. A single prompt fills the rows with more of its pictures.
     """
     rows = layout(pairs)
-    columns = max(len(row) for row in rows)
+    names = ("before", f"after round {round_number}")
+    titles = [f"{name}: {_summary([pair[side] for pair in pairs])}" for side, name in enumerate(names)]
     label = max(_width(_label(row)) for row in rows) + GAP
-    half = columns * (CELL + GAP) - GAP
+    half = max(max(map(len, rows)) * (CELL + GAP) - GAP, *map(_width, titles))
     top = MARGIN + 2 * TEXT
     width = MARGIN + label + 2 * half + 3 * MARGIN
     sheet = Image.new("RGB", (width, top + len(rows) * (CELL + GAP) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     lefts = (MARGIN + label, MARGIN + label + half + 2 * MARGIN)
-    for side, (left, title) in enumerate(zip(lefts, ("before", f"after round {round_number}"), strict=True)):
-        members = [pair[side] for pair in pairs]
-        draw.text((left, MARGIN // 2), f"{title}: {_summary(members)}", INK, _font(TEXT))
+    for side, (left, title) in enumerate(zip(lefts, titles, strict=True)):
+        draw.text((left, MARGIN // 2), title, INK, _font(TEXT))
         for at, row in enumerate(rows):
             y = top + at * (CELL + GAP)
             if side == 0 and (at == 0 or _label(row) != _label(rows[at - 1])):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .. import progress
+from .. import interrupt, progress
 from ..errors import UserError
 from ..picture import Picture
 from ..types import Candidate
@@ -46,6 +46,7 @@ def in_batches(
     values: list[float | None] = [None] * len(candidates)
     with progress.bar(description, len(rows)) as advance:
         for start in range(0, len(rows), size):
+            interrupt.check()
             batch = rows[start : start + size]
             some = [candidates[row] for row in batch]
             for row, value in zip(batch, score(some, [c.output.image for c in some]), strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import progress
+from .. import interrupt, progress
 from ..errors import UserError
 from ..families import Family, family_of
 from ..picture import Picture
@@ -18,7 +18,8 @@ from ..pipelines import resident_pipeline, silent
 from ..types import Candidate, Policy, Prompt, seed_of
 
 log = logging.getLogger("raftune")
-ROWS = {"cpu": 16, "mps": 8, "cuda": 32}  # pictures denoised at once
+ROWS = {"cpu": 16, "mps": 4, "cuda": 16}  # pictures of AREA pixels denoised at once
+AREA = 512 * 512
 Row = tuple[int, int]  # of a prompt among the prompts, of a candidate among its K
 
 
@@ -32,6 +33,7 @@ class ImageSampler:
 
     ``height``, ``width``: pixels, multiples of what the VAE makes of one latent. ``steps``: of the scheduler.
     ``guidance``: classifier-free guidance scale. ``scheduler``: a diffusers class that fits the pipeline's own.
+    ``batch_rows``: pictures denoised at once (None: by their size).
     """
 
     height: int | None = None
@@ -66,16 +68,21 @@ class ImageSampler:
         call = self._call(pipe)
         inputs_of = self._inputs(pipe, texts, call)
         rows = [(row, index) for row in range(len(prompts)) for index in range(k)]
-        at_once = self.batch_rows or ROWS[pipe.device.type]
+        at_once = self.batch_rows or rows_of(pipe, call)
         drawn: dict[Row, Picture] = {}
         with progress.bar("denoise", len(rows)) as advance, silent():
             for at in range(0, len(rows), at_once):
+                interrupt.check()
                 batch = rows[at : at + at_once]
                 generators = [
                     torch.Generator().manual_seed(seed_of(*seed, prompts[row].id, index)) for row, index in batch
                 ]
                 try:
                     output = pipe(**inputs_of([row for row, _ in batch]), generator=generators, **call)
+                except torch.OutOfMemoryError:
+                    raise UserError(
+                        f"sample: {len(batch)} pictures at once do not fit; lower sample.batch_rows"
+                    ) from None
                 except ValueError as error:  # the pipeline's own checks
                     raise UserError(f"sample: {type(pipe).__name__}: {str(error).strip().splitlines()[0]}") from error
                 flags = getattr(output, "nsfw_content_detected", None) or [False] * len(batch)
@@ -98,6 +105,8 @@ class ImageSampler:
         for name in call:
             if name not in takes:
                 raise UserError(f"sample.{keys.get(name, name)}: {type(pipe).__name__} does not take it")
+        if self.negative_prompt is not None and not guided(pipe, call):
+            raise UserError("sample.negative_prompt: does nothing without guidance; set sample.guidance above 1")
         unit = multiple_of(pipe)
         for name in ("height", "width"):
             if call.get(name, unit) % unit:
@@ -112,10 +121,11 @@ class ImageSampler:
         """From rows of prompts to what stands for them in the pipeline's call."""
         family = family_of(type(pipe))
         if family is not None:
-            default = inspect.signature(pipe.__call__).parameters["guidance_scale"].default
-            guided = call.get("guidance_scale", default) > 1
-            conditions = family.embed(pipe, texts, guided, self.negative_prompt)
+            with silent():
+                conditions = family.embed(pipe, texts, guided(pipe, call), self.negative_prompt)
             return lambda rows: family.rows(conditions, rows)
+        if "prompt" not in inspect.signature(pipe.__call__).parameters:
+            raise UserError(f"model: {type(pipe).__name__} takes no prompt; it cannot be asked for anything")
         log.info("%s: each batch encodes its own prompts, as no shared embeddings are known", type(pipe).__name__)
         negative = [self.negative_prompt] if self.negative_prompt is not None else []
         return lambda rows: {
@@ -131,7 +141,25 @@ class ImageSampler:
             raise UserError(
                 f"sample.scheduler: {self.scheduler!r} does not fit; use one of {', '.join(sorted(fitting))}"
             )
-        return fitting[self.scheduler].from_config(pipe.scheduler.config)
+        try:
+            return fitting[self.scheduler].from_config(pipe.scheduler.config)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"sample.scheduler: {self.scheduler}: {str(error).strip().splitlines()[0]}") from error
+
+
+def guided(pipe: Any, call: dict[str, Any]) -> bool:
+    """Whether the pipeline is to draw with classifier-free guidance."""
+    parameter = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
+    return call.get("guidance_scale", parameter.default if parameter else 1.0) > 1
+
+
+def rows_of(pipe: Any, call: dict[str, Any]) -> int:
+    """Pictures at once, by their size: the device's number at 512 × 512."""
+    config = getattr(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None), "config", {})
+    latents = getattr(pipe, "default_sample_size", None) or config.get("sample_size")
+    side = (latents if isinstance(latents, int) else 64) * getattr(pipe, "vae_scale_factor", 8)
+    area = call.get("height", side) * call.get("width", side)
+    return min(256, max(1, ROWS[pipe.device.type] * AREA // max(1, area)))
 
 
 def text_of(prompt: Prompt) -> str:

@@ -14,46 +14,31 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import set_seed
 from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.embeddings import LabelEmbedding
 
 from .. import files
 from ..errors import UserError
-from ..families import Conditions, Family, family_of, tuned_families
 from ..models import resident
 from ..pipelines import (
+    INDEX,
     LORA,
     attach,
     class_of,
     configuration,
     fuse,
-    load,
     load_denoiser,
     opened,
     precision,
+    scheduler_config,
     silent,
 )
 from ..types import Policy, Scored, digest, seed_of
+from .lesson import Lesson, alike, checked_family, prepare
 from .lora import Lora
-from .objective import Objective, objective_of
+from .objective import objective_of
 from .session import Session
 
-ENCODED_AT_ONCE = 16
-NOT_NEEDED = ("unet", "transformer", "safety_checker", "feature_extractor", "image_encoder")  # to encode a lesson
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a round learns from, as the denoiser sees it: everything else of the pipeline is out of memory by then."""
-
-    latents: list[torch.Tensor]  # C H W each
-    rows: list[int]  # the row of each picture's prompt in `conditions`
-    null: int  # the row there of no prompt at all
-    conditions: Conditions
-    factor: int  # pixels a latent
-    objective: Objective
-    family: Family
-    identity: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class ImageLearner:
     save_steps: int = 100
     snr_gamma: float | None = 5.0
     caption_dropout: float = 0.0
-    lora: Lora | None = field(default_factory=Lora)
+    lora: Lora | None = field(default_factory=lambda: Lora(alpha=16))
 
     def tune(self, policy: Policy, chosen: Sequence[Scored], out: Path, seed: tuple[object, ...]) -> Policy:
         """Write the tuned checkpoint to ``out``: a whole pipeline, or with ``lora`` an adapter for
@@ -130,6 +115,14 @@ class ImageLearner:
                 break
         return steps[: self.steps]
 
+    def check(self, policy: Policy) -> None:
+        """Before hours are spent: can this policy be tuned in this way? UserError if not."""
+        pipeline, adapter = opened(policy)
+        checked_family(pipeline)
+        objective_of(scheduler_config(pipeline), self.snr_gamma)
+        name, denoiser = load_denoiser(pipeline, precision() if self.lora else torch.float32)
+        self._make_trainable(denoiser, name, pipeline, adapter)
+
     def _backward(self, session: Session, lesson: Lesson, step: Sequence[int], address: tuple[object, ...]) -> float:
         """The gradients of one optimiser step; the mean loss per picture before it."""
         where = session.accelerator.device
@@ -154,6 +147,9 @@ class ImageLearner:
         """All of it; or an adapter: the policy's own to go on with, or a new one."""
         if self.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
+        for module in denoiser.modules():
+            if isinstance(module, LabelEmbedding):  # drops labels from the global generator; ours is caption_dropout
+                module.dropout_prob = 0.0
         if self.lora is None:
             if adapter is not None:
                 fuse(denoiser, name, adapter)
@@ -167,10 +163,13 @@ class ImageLearner:
         else:
             attach(denoiser, name, adapter)
             had = denoiser.peft_config["default"]
-            if (had.r, had.lora_alpha) != (self.lora.r, self.lora.alpha):
+            own = (had.r, had.lora_alpha, had.lora_dropout)
+            wanted = set(self.lora.target_modules or had.target_modules)
+            if own != (self.lora.r, self.lora.alpha, self.lora.dropout) or wanted != set(had.target_modules):
                 raise UserError(
-                    f"tune.lora: {adapter} is an adapter with r={had.r}, alpha={had.lora_alpha}; set these, or start "
-                    f"from its base {pipeline}"
+                    f"tune.lora: {adapter} is an adapter with r={had.r}, alpha={had.lora_alpha}, dropout="
+                    f"{had.lora_dropout} of {', '.join(sorted(had.target_modules))}; set these, or start from its base "
+                    f"{pipeline}"
                 )
         for parameter_name, parameter in denoiser.named_parameters():
             if "lora_" in parameter_name:
@@ -195,8 +194,11 @@ class ImageLearner:
     def _save(self, denoiser: Any, name: str, pipeline: str, part: Path) -> None:
         if self.lora is None:
             folder = pipeline if Path(pipeline).is_dir() else str(DiffusionPipeline.download(pipeline))
-            # All but the denoiser, so that the folder opens by itself, wherever it goes
-            shutil.copytree(folder, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(name, ".*", files.FIGURES))
+            # All other parts, so that the folder opens by itself, wherever it goes
+            shutil.copy(Path(folder) / INDEX, part)
+            for other in configuration(pipeline):
+                if other != name and (Path(folder) / other).is_dir():
+                    shutil.copytree(Path(folder) / other, part / other)
             denoiser.save_pretrained(part / name)
             return
         from peft import get_peft_model_state_dict
@@ -208,56 +210,6 @@ class ImageLearner:
         }
         kind.save_lora_weights(part, **layers)
         _in_order(part / LORA)
-
-
-def prepare(pipeline: str, chosen: Sequence[Scored], snr_gamma: float | None) -> Lesson:
-    """Pictures → latents, prompts → embeddings, once each; VAE and text encoders are gone when this returns."""
-    family = family_of(class_of(pipeline))
-    if family is None:
-        raise UserError(f"tune: {class_of(pipeline).__name__} cannot be tuned yet; {tuned_families()} can")
-    index = configuration(pipeline)
-    if not any(index.get(name, [None])[0] for name in ("unet", "transformer")):
-        raise UserError(f"model: {pipeline} has neither a unet nor a transformer to tune")
-    pipe = load(pipeline, precision(), **{name: None for name in NOT_NEEDED if name in index})
-    texts = [str(one.candidate.prompt.content) for one in chosen]
-    different = [*dict.fromkeys(text for text in texts if text != family.null), family.null]
-    embedded = family.embed(pipe, different, guided=False)
-    return Lesson(
-        latents=encode(pipe.vae, [one.candidate.output for one in chosen]),
-        rows=[different.index(text) for text in texts],
-        null=different.index(family.null),
-        conditions={name: tensor.clone() for name, tensor in embedded.items()},
-        factor=2 ** (len(pipe.vae.config.block_out_channels) - 1),
-        objective=objective_of(pipe.scheduler.config, snr_gamma),
-        family=family,
-        identity=tuple(f"{one.candidate.output.sha256} {text}" for one, text in zip(chosen, texts, strict=True)),
-    )
-
-
-@torch.inference_mode()
-def encode(vae: Any, pictures: Sequence[Any]) -> list[torch.Tensor]:
-    """The latents of each picture, C H W in float32 on the CPU, scaled as the denoiser sees them."""
-    processor = VaeImageProcessor(vae_scale_factor=2 ** (len(vae.config.block_out_channels) - 1))
-    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, vae.config.scaling_factor
-    latents: list[torch.Tensor] = [torch.empty(0)] * len(pictures)
-    sizes = [torch.empty(picture.height, picture.width, device="meta") for picture in pictures]
-    for rows in alike(sizes, range(len(pictures)), ENCODED_AT_ONCE):
-        pixels = processor.preprocess([pictures[row].image for row in rows]).to(vae.device, vae.dtype)
-        found_BCHW = (vae.encode(pixels).latent_dist.mode() - shift) * scale
-        for row, found_CHW in zip(rows, found_BCHW.float().cpu(), strict=True):
-            latents[row] = found_CHW.clone()
-    return latents
-
-
-def alike(tensors: Sequence[torch.Tensor], rows: Sequence[int], at_once: int) -> list[list[int]]:
-    """``rows`` in groups of at most ``at_once`` whose tensors have one shape, so that they stack."""
-    groups: dict[torch.Size, list[list[int]]] = {}
-    for row in rows:
-        of_shape = groups.setdefault(tensors[row].shape, [])
-        if not of_shape or len(of_shape[-1]) == at_once:
-            of_shape.append([])
-        of_shape[-1].append(row)
-    return [group for of_shape in groups.values() for group in of_shape]
 
 
 def _in_order(file: Path) -> None:
