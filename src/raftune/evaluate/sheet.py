@@ -59,11 +59,12 @@ def write(path: Path, pairs: Sequence[Pair], round_number: int) -> None:
 
 
 def layout(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """At most 8 rows of at most 8 pairs, a prompt a row; prompts share the rows where they are fewer."""
+    """At most 8 rows of at most 8 pairs, a prompt a row: of more prompts evenly spaced ones, of fewer more rows each."""
     prompts: dict[str, list[Pair]] = {}
     for pair in pairs:
         prompts.setdefault(str(pair[0].candidate.prompt.content), []).append(pair)
-    shown = list(prompts.values())[:ROWS]
+    groups = list(prompts.values())
+    shown = [groups[place * len(groups) // ROWS] for place in range(ROWS)] if len(groups) > ROWS else groups
     each = max(1, ROWS // len(shown))
     return [
         members[at : at + COLUMNS]
