@@ -59,7 +59,7 @@ def write(path: Path, pairs: Sequence[Pair], round_number: int) -> None:
 
 
 def layout(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """At most 8 rows of at most 8 pairs, a prompt a row: of more prompts evenly spaced ones, of fewer more rows each."""
+    """At most 8 rows of at most 8 pairs, a prompt a row: of more prompts evenly spaced ones, of fewer more rows."""
     prompts: dict[str, list[Pair]] = {}
     for pair in pairs:
         prompts.setdefault(str(pair[0].candidate.prompt.content), []).append(pair)
