@@ -91,7 +91,8 @@ def scheduler_config(pipeline: str) -> dict[str, Any]:
 def class_of(pipeline: str) -> type[DiffusionPipeline]:
     """The pipeline's class, from its index alone."""
     name = str(configuration(pipeline).get("_class_name"))
-    found = getattr(diffusers, name, None)
+    with silent():  # the first look imports it, and what it imports says which image processors it would rather have
+        found = getattr(diffusers, name, None)
     if found is None:
         raise UserError(f"model: {pipeline} is a {name}, which diffusers {diffusers.__version__} does not have")
     return found

@@ -44,16 +44,17 @@ def prepare(pipeline: str, chosen: Sequence[Scored], snr_gamma: float | None) ->
     different = [*dict.fromkeys(text for text in texts if text != family.null), family.null]
     with silent():
         embedded = family.embed(pipe, different, guided=False)
+        vae = pipe.vae if pipe.vae.dtype == torch.float32 else pipe.vae.to(torch.float32)
     conditions = {name: tensor.clone().cpu() for name, tensor in embedded.items()}
     if getattr(pipe.config, "force_zeros_for_empty_prompt", False):  # as SDXL draws without a prompt
         for tensor in conditions.values():
             tensor[different.index(family.null)] = 0
     return Lesson(
-        latents=encode(pipe.vae.to(torch.float32), [one.candidate.output for one in chosen]),
+        latents=encode(vae, [one.candidate.output for one in chosen]),
         rows=[different.index(text) for text in texts],
         null=different.index(family.null),
         conditions=conditions,
-        factor=2 ** (len(pipe.vae.config.block_out_channels) - 1),
+        factor=2 ** (len(vae.config.block_out_channels) - 1),
         objective=objective_of(pipe.scheduler.config, snr_gamma),
         family=family,
         identity=tuple(f"{one.candidate.output.sha256} {text}" for one, text in zip(chosen, texts, strict=True)),
