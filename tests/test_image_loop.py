@@ -296,6 +296,8 @@ def test_killed_at_every_point_of_one_run(pictures: Path, pipeline_of: PipelineO
     found = outcome(pictures / "run")
     assert len(found) == 2
     assert found == outcome(pictures / "undisturbed")
-    pngs = [{path.name for path in (pictures / run).rglob("candidates/**/*.png")} for run in ("run", "undisturbed")]
+    pngs = [
+        {path.name for path in (pictures / run).glob("rounds/*/candidates/**/*.png")} for run in ("run", "undisturbed")
+    ]
     assert pngs[0] == pngs[1]
     assert len(pngs[0]) == 6
