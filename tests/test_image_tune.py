@@ -372,3 +372,18 @@ def test_a_diverging_tuning_and_nothing_to_learn_from_are_one_line(pipeline_of: 
     assert not (tmp_path / "policy").exists()
     with pytest.raises(UserError, match="nothing to learn"):
         learner.tune(pipeline_of(), [], tmp_path / "policy", (0,))
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_dropped_caption_is_no_caption(kind: str, pipeline_of: PipelineOf, tmp_path: Path) -> None:
+    """All captions dropped: the weights of a tuning on the prompt that says nothing; a share: neither one nor other."""
+    options = {"learning_rate": 1e-2, "steps": 3, "batch_size": 4, "lora": None}
+
+    def tuned(name: str, texts: Sequence[str], dropout: float) -> State:
+        learner = ImageLearner(**options, caption_dropout=dropout)
+        return denoiser(learner.tune(pipeline_of(kind), chosen_of(texts=texts), tmp_path / name, (0,)))
+
+    without = tuned("without", ("",), 0.0)
+    assert distance(tuned("all", TEXTS, 1 - 1e-9), without) == 0.0
+    assert distance(tuned("some", TEXTS, 0.5), without) > 1e-4
+    assert distance(tuned("none", TEXTS, 0.0), tuned("half", TEXTS, 0.5)) > 1e-4
