@@ -115,12 +115,12 @@ class RoundFolder:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds of this block to the round's clock, which outlives the process, and note its peak memory."""
-        start, counts = time.perf_counter(), memory.restart()
-        yield
+        start = time.perf_counter()
+        with memory.stage() as here:
+            yield
         spent = self._spent()
         seconds, most = spent.get(stage, (0.0, None))
-        now = memory.stage_peak() if counts else None
-        peaks = [peak for peak in (most, now) if peak is not None]
+        peaks = [peak for peak in (most, here.most) if peak is not None]
         spent[stage] = (seconds + time.perf_counter() - start, max(peaks, default=None))
         files.write_json(self.folder / "times.json", spent)
 
