@@ -30,7 +30,8 @@ class Modality:
     describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
     """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
     judge: Callable[[Sequence[Scored], str], dict[str, float]]
-    """Figures of evaluated outputs, against the initial policy."""
+    """Figures of evaluated outputs, against the initial policy where it ``compares``."""
+    compares: bool
     exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
     """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""
     prompt_length: Callable[[str], Callable[[Prompt], int] | None]
@@ -43,12 +44,12 @@ def modality(name: str) -> Modality:
             from . import show
             from .evaluate import text
 
-            return Modality(TextCodec(), text.describe, text.judge, show.exhibit, token_counter)
+            return Modality(TextCodec(), text.describe, text.judge, True, show.exhibit, token_counter)
         case "image":
             from .evaluate import image, sheet
             from .picture import PictureCodec
 
-            return Modality(PictureCodec(), image.describe, image.judge, sheet.exhibit, lambda _: None)
+            return Modality(PictureCodec(), image.describe, image.judge, False, sheet.exhibit, lambda _: None)
     raise UserError(f"modality: {name!r} is unknown; use text or image")
 
 

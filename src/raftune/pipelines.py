@@ -158,15 +158,20 @@ def attach(denoiser: Any, name: str, lora: str) -> None:
 def load_denoiser(pipeline: str, dtype: torch.dtype) -> tuple[str, Any]:
     """The UNet or transformer alone, and which of the two it is."""
     glibc()
-    config = configuration(pipeline)
+    name, part = denoiser_class(pipeline)
+    options = {"subfolder": name, "dtype": dtype, **variant_of(pipeline)}
+    with silent():
+        denoiser = loading(pipeline, lambda: part.from_pretrained(pipeline, **options))
+    return name, denoiser.to(device())
+
+
+def denoiser_class(pipeline: str) -> tuple[str, Any]:
+    """``unet`` or ``transformer``, and its class, from the index alone. UserError where there is neither."""
+    index = configuration(pipeline)
     for name in DENOISERS:
-        library, class_name = config.get(name) or (None, None)
+        library, class_name = index.get(name) or (None, None)
         if library == "diffusers" and class_name:
-            part = getattr(diffusers, class_name)
-            options = {"subfolder": name, "dtype": dtype, **variant_of(pipeline)}
-            with silent():
-                denoiser = loading(pipeline, lambda: part.from_pretrained(pipeline, **options))  # noqa: B023
-            return name, denoiser.to(device())
+            return name, getattr(diffusers, class_name)
     raise UserError(f"model: {pipeline} has neither a unet nor a transformer to tune")
 
 

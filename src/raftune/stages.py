@@ -185,7 +185,7 @@ def tune(
 ) -> None:
     """Fine-tune a policy on what was chosen."""
     from . import pick, table
-    from .config import RECIPES
+    from .config import RECIPES, LoraConfig
     from .recipe import validated
 
     _check_out(out, folder=True)
@@ -196,9 +196,10 @@ def tune(
     for name in given:
         if name not in kind.model_fields:
             raise UserError(f"--{name.replace('_', '-')}: is not for {modality}")
-    adapter = kind().lora is not None if lora is None else lora
-    strength = 2 if modality == "text" else 1  # as the defaults of the recipes
-    settings = {"r": lora_r, "alpha": strength * lora_r} if adapter else None
+    usual = kind().lora
+    strength = (usual or LoraConfig()).alpha / (usual or LoraConfig()).r  # as strong as in a recipe
+    wanted = usual is not None if lora is None else lora
+    settings = {"r": lora_r, "alpha": round(strength * lora_r)} if wanted else None
     given |= {"learning_rate": learning_rate, "batch_size": batch_size, "lora": settings}
     learner = pick.learner(validated(kind, given, "tune"))
     with _bars():
@@ -240,7 +241,7 @@ def evaluate(
     _check_out(out)
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
     located, modality, sampler = _sampler(policy, options)
-    if initial is not None and modality.prompt_length(located) is None:
+    if initial is not None and not modality.compares:
         raise UserError("--initial: pictures have no perplexity or KL to compare by")
     usable = _prompts(prompts, column, None, 0)
     with _bars():

@@ -117,6 +117,7 @@ class ImageLearner:
 
     def check(self, policy: Policy) -> None:
         """Before hours are spent: can this policy be tuned in this way? UserError if not."""
+        resident.free()
         pipeline, adapter = opened(policy)
         checked_family(pipeline)
         objective_of(scheduler_config(pipeline), self.snr_gamma)

@@ -11,12 +11,12 @@ from diffusers.image_processor import VaeImageProcessor
 
 from ..errors import UserError
 from ..families import Conditions, Family, family_of, tuned_families
-from ..pipelines import class_of, configuration, load, precision, silent
+from ..pipelines import DENOISERS, class_of, configuration, denoiser_class, load, precision, silent
 from ..types import Scored
 from .objective import Objective, objective_of
 
 ENCODED_AT_ONCE = 4  # pictures of 512 × 512; more of smaller ones
-NOT_NEEDED = ("unet", "transformer", "safety_checker", "feature_extractor", "image_encoder")  # to encode a lesson
+NOT_NEEDED = (*DENOISERS, "safety_checker", "feature_extractor", "image_encoder")  # to encode a lesson
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Lesson:
 def prepare(pipeline: str, chosen: Sequence[Scored], snr_gamma: float | None) -> Lesson:
     """Pictures → latents, prompts → embeddings, once each; VAE and text encoders are gone when this returns."""
     family = checked_family(pipeline)
+    denoiser_class(pipeline)  # before anything is encoded
     index = configuration(pipeline)
-    if not any(index.get(name, [None])[0] for name in ("unet", "transformer")):
-        raise UserError(f"model: {pipeline} has neither a unet nor a transformer to tune")
     pipe = load(pipeline, precision(), **{name: None for name in NOT_NEEDED if name in index})
     texts = [str(one.candidate.prompt.content) for one in chosen]
     different = [*dict.fromkeys(text for text in texts if text != family.null), family.null]
