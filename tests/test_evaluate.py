@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raftune.evaluate import image, sheet
 from raftune.evaluate.diversity import distinct, msttr, words
-from raftune.evaluate.text import describe, judge, logprobs
+from raftune.evaluate.text import appraise, describe, logprobs
 from raftune.picture import Picture
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt
@@ -53,7 +53,7 @@ def test_perplexity_and_kl_are_the_librarys(tiny: Path, tmp_path: Path) -> None:
             nll = model(torch.tensor([prompt + output]), labels=labels).loss.item() * len(output)
         total, tokens = total + nll, tokens + len(output)
         gaps.append(c.logprob + nll)
-    figures = judge([Scored(c, 0.5) for c in candidates], tiny)
+    figures = appraise([Scored(c, 0.5) for c in candidates], tiny)
     assert figures["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
     assert figures["kl"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-3)
     assert figures["kl"] > 0.1
@@ -62,7 +62,7 @@ def test_perplexity_and_kl_are_the_librarys(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_policy_has_no_distance_from_itself(tiny: Path) -> None:
     candidates = TextSampler(max_new_tokens=12).sample(tiny, prompts_of("One", "Another prompt"), 4, (0,))
-    assert judge([Scored(c, None) for c in candidates], tiny)["kl"] == pytest.approx(0, abs=1e-3)
+    assert appraise([Scored(c, None) for c in candidates], tiny)["kl"] == pytest.approx(0, abs=1e-3)
     for c, (total, count) in zip(candidates, logprobs(tiny, candidates), strict=True):
         assert total == pytest.approx(c.logprob, abs=1e-3)
         assert count == len(c.output.token_ids)
@@ -70,7 +70,7 @@ def test_a_policy_has_no_distance_from_itself(tiny: Path) -> None:
 
 def test_what_was_not_measured_is_absent(tiny: Path) -> None:
     by_people = [Scored(Candidate(Prompt("p", "Q"), 0, Text("An answer")), None)]
-    figures = judge(by_people, tiny)
+    figures = appraise(by_people, tiny)
     assert {"reward_mean", "kl", "length_mean", "msttr_100"}.isdisjoint(figures)
     assert figures["perplexity"] > 1
     assert describe([]) == {}
@@ -104,7 +104,7 @@ def test_diversity_is_the_mean_distance_of_pairs() -> None:
     assert figures["diversity"] == pytest.approx(sum(means) / 2, rel=1e-5)
     assert figures["flagged"] == pytest.approx(2 / 9)
     assert figures["pictures_per_s"] == 9 / 3.5
-    assert image.judge([Scored(one, 0.5) for one in drawn], "m")["reward_mean"] == 0.5
+    assert image.appraise([Scored(one, 0.5) for one in drawn], "m")["reward_mean"] == 0.5
 
 
 def test_pictures_of_mixed_sizes_compare() -> None:
@@ -119,7 +119,7 @@ def test_one_picture_has_no_diversity_and_the_same_twice_none() -> None:
     assert image.describe([drawing("a", 0, black), drawing("a", 1, white)])["diversity"] == 1.0
     assert image.describe([drawing("a", 0, black)]) == {"flagged": 0.0}
     assert image.describe([]) == {}
-    assert "reward_mean" not in image.judge([Scored(drawing("a", 0, black), None)], "m")
+    assert "reward_mean" not in image.appraise([Scored(drawing("a", 0, black), None)], "m")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Modality:
     codec: Codec
     describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
     """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
-    judge: Callable[[Sequence[Scored], str], dict[str, float]]
+    appraise: Callable[[Sequence[Scored], str], dict[str, float]]
     """Figures of evaluated outputs, against the initial policy where it ``compares``."""
     compares: bool
     exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
@@ -44,12 +44,12 @@ def modality(name: str) -> Modality:
             from . import show
             from .evaluate import text
 
-            return Modality(TextCodec(), text.describe, text.judge, True, show.exhibit, token_counter)
+            return Modality(TextCodec(), text.describe, text.appraise, True, show.exhibit, token_counter)
         case "image":
             from .evaluate import image, sheet
             from .picture import PictureCodec
 
-            return Modality(PictureCodec(), image.describe, image.judge, False, sheet.exhibit, lambda _: None)
+            return Modality(PictureCodec(), image.describe, image.appraise, False, sheet.exhibit, lambda _: None)
     raise UserError(f"modality: {name!r} is unknown; use text or image")
 
 

@@ -31,7 +31,7 @@ def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> d
     return figures | ({"pictures_per_s": len(candidates) / seconds} if seconds else {})
 
 
-def judge(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
+def appraise(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
     """``reward_mean`` and what :func:`describe` tells."""
     reward = mean_reward(scored)
     return describe([one.candidate for one in scored]) | ({} if reward is None else {"reward_mean": reward})

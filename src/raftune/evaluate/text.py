@@ -34,7 +34,7 @@ def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> d
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def judge(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
+def appraise(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
     """Held-out figures: ``reward_mean``, what :func:`describe` tells, ``perplexity`` and ``kl``.
 
     ``perplexity`` of the outputs under the initial model: exp of the mean negative log-likelihood per token (fluency).
