@@ -52,6 +52,12 @@ class Parts:
         return pick.rewards(self.recipe.reward, self.beside)
 
     @cached_property
+    def shaped(self) -> Rewards:
+        """What candidates are ranked by: the reward, less β·log(p/p0) where the recipe has a ``kl_coefficient``."""
+        beta = getattr(self.recipe, "kl_coefficient", 0.0)
+        return pick.kl_shaped(self.rewards, beta, self.model) if beta else self.rewards
+
+    @cached_property
     def monitors(self) -> Rewards | None:
         """Scorers that only watch."""
         given = self.recipe.evaluate.monitor

@@ -182,9 +182,12 @@ class Recipe(Strict, frozen=True):
 
 
 class TextRecipe(Recipe, frozen=True):
+    """``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have r."""
+
     modality: Literal["text"] = "text"
     sample: TextSampleConfig = TextSampleConfig()
     tune: TextTuneConfig = TextTuneConfig()
+    kl_coefficient: float = Field(default=0.0, ge=0)
 
 
 class ImageRecipe(Recipe, frozen=True):

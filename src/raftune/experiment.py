@@ -48,7 +48,7 @@ class Experiment:
             run,
             lambda number: draw(parts.prompts.train, number, recipe.sample.prompts_per_round, recipe.seed),
             parts.sampler,
-            parts.rewards,
+            parts.shaped,
             parts.learner,
             recipe.sample.k,
             recipe.rounds,
@@ -84,6 +84,8 @@ class Experiment:
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
         seconds = run.metrics(number).get("time/sample_s")
         figures = self.parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
+        if "reward/kl" in figures and self.parts.shaped is not self.parts.rewards:
+            figures["kl"] = figures.pop("reward/kl")  # of the policy that drew, from the initial one
         rankings = rank(scored)
         counts = {
             "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
@@ -178,7 +180,7 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
         max(prompts.train + prompts.heldout, key=lambda prompt: len(str(prompt.content)))
     ]  # the one that may not fit
     drawn = parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
-    scored = parts.rewards(drawn)
+    scored = parts.shaped(drawn)
     if parts.monitors:
         parts.monitors(drawn)
     if all(one.reward is None for one in scored):

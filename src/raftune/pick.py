@@ -139,6 +139,13 @@ def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
     return Rewards(tuple(Weighted(reward(c, beside), c.weight, c.normalise) for c in configs))
 
 
+def kl_shaped(rewards: Rewards, coefficient: float, initial: str) -> Rewards:
+    """r - β·log(p/p0), β the ``coefficient``."""
+    from .reward.kl import KlReward
+
+    return Rewards((*rewards.members, Weighted(KlReward(initial), -coefficient)))
+
+
 def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
     """What ``config.use`` names: one of ours (docs/rewards.md), ``module:function`` or ``path.py:function``."""
     kind, _, rest = config.use.partition(":")

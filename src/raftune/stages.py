@@ -132,6 +132,8 @@ def score(
     candidates: Annotated[Path, typer.Option("--candidates", help="What `sample` wrote.")],
     reward: RewardOption,
     out: Out,
+    kl_coefficient: Annotated[float, typer.Option(min=0, help="β: less β·log(p/p0), p0 the --initial policy.")] = 0.0,
+    initial: Annotated[str | None, typer.Option(help="Text: the policy that log-probabilities compare to.")] = None,
 ) -> None:
     """Score candidates with one or more rewards (weight 1 each)."""
     from . import pick, table
@@ -140,6 +142,10 @@ def score(
     _check_out(out)
     codec = pick.modality(pick.modality_in(candidates)).codec
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
+    if kl_coefficient and initial is None:
+        raise UserError("--kl-coefficient: needs --initial, the policy that log-probabilities compare to")
+    if kl_coefficient and initial is not None:
+        rewards = pick.kl_shaped(rewards, kl_coefficient, pick.model(initial))
     with _bars():
         scored = rewards(table.read_candidates(candidates, codec))
     table.write_scored(out, scored, codec)

@@ -1,0 +1,30 @@
+"""How likely a policy finds outputs: one teacher-forced pass over prompt and output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from . import progress
+from .batches import collate, output_logprobs, sizes, within_budget
+from .models import causal
+from .tokens import encode_prompt, output_ids
+from .types import Candidate, Policy
+
+BATCH_TOKENS = 4096
+
+
+def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[float, int]]:
+    """Of each output: its log-probability in nats given its prompt under ``policy``, and its number of tokens."""
+    model, tokenizer = causal(policy)
+    pairs = [(encode_prompt(tokenizer, c.prompt), output_ids(tokenizer, c.output)) for c in candidates]
+    rows_with_output = [row for row, (_, output) in enumerate(pairs) if output]
+    totals = [(0.0, 0)] * len(pairs)
+    with progress.bar("read", len(rows_with_output)) as advance, torch.inference_mode():
+        for rows in within_budget(rows_with_output, lambda row: sizes(pairs[row]), BATCH_TOKENS):
+            batch = collate([pairs[row] for row in rows], model.device)
+            for row, total in zip(rows, output_logprobs(model, batch).sum(-1).tolist(), strict=True):
+                totals[row] = (total, len(pairs[row][1]))
+            advance(len(rows))
+    return totals
