@@ -41,6 +41,7 @@ LIGHT = [
     "show",
     "imports",
     "__init__",
+    "evaluate/best_of_n",
     "evaluate/diversity",
     "reward/functions",
     "reward/jpeg",

@@ -100,7 +100,10 @@ class Experiment:
         with here.timed("evaluate"):
             for name in parts.probes:
                 scored = self._evaluated(number, name)
-                found = parts.modality.appraise(scored, parts.model) | said_of(scored, parts.monitors)
+                found = parts.modality.appraise(
+                    scored, self.run.policy_of(number), parts.model, parts.recipe.evaluate.reference
+                )
+                found |= said_of(scored, parts.monitors)
                 figures |= {f"{name}/{figure}": value for figure, value in found.items()}
         self.run.log(number, figures | here.figures)
 

@@ -17,7 +17,7 @@ from .imports import import_object
 from .protocols import Codec, Learner, Reward, Sampler
 from .score import Rewards, Weighted
 from .table import TextCodec, columns_of
-from .types import Candidate, Prompt, Scored
+from .types import Candidate, Policy, Prompt, Scored
 
 PICTURES = "sha256"  # the column that only a table of pictures has
 
@@ -29,8 +29,9 @@ class Modality:
     codec: Codec
     describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
     """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
-    appraise: Callable[[Sequence[Scored], str], dict[str, float]]
-    """Figures of evaluated outputs, against the initial policy where it ``compares``."""
+    appraise: Callable[[Sequence[Scored], Policy, Policy, str], dict[str, float]]
+    """Figures of evaluated outputs: of the policy that drew them, against the initial policy where it ``compares``, and
+    on the reference answers in that column of the prompts."""
     compares: bool
     exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
     """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""

@@ -234,6 +234,7 @@ def evaluate(
     scheduler: Scheduler = None,
     seed: int = 0,
     column: str = "prompt",
+    reference: Annotated[str, typer.Option(help="The column of reference answers, where there is one.")] = "reference",
 ) -> None:
     """Reward, fluency, diversity and KL of a policy on prompts."""
     from . import pick
@@ -260,7 +261,8 @@ def evaluate(
     with _bars():
         candidates = sampler.sample(located, usable, k, (seed, "heldout"))
         scored = monitors.watch(rewards(candidates)) if monitors else rewards(candidates)
-        figures = modality.appraise(scored, pick.model(initial) if initial else located) | said_of(scored, monitors)
+        figures = modality.appraise(scored, located, pick.model(initial) if initial else located, reference)
+        figures |= said_of(scored, monitors)
     files.write_json(out, {f"heldout/{name}": value for name, value in figures.items()})
     for name, value in figures.items():
         console().print(f"{name:>14}  {value:.4g}", highlight=False)
