@@ -9,6 +9,7 @@ import typer
 
 from .exits import exits
 from .stages import console, say_dropped, stages
+from .studies import studies
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(stages)
+app.add_typer(studies)
 
 
 def _version(wanted: bool) -> None:

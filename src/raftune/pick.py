@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import RewardConfig, SampleConfig, TuneConfig
 from .errors import UserError
@@ -18,6 +18,9 @@ from .protocols import Codec, Learner, Reward, Sampler
 from .score import Rewards, Weighted
 from .table import TextCodec, columns_of
 from .types import Candidate, Policy, Prompt, Scored
+
+if TYPE_CHECKING:
+    from .evaluate.judge import Judge
 
 PICTURES = "sha256"  # the column that only a table of pictures has
 
@@ -197,6 +200,22 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
         "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
         "module:function or path.py:function"
     )
+
+
+def judge(local: str | None, endpoint: str | None, url: str | None = None) -> Judge:
+    """Who compares two answers: a causal model, or one behind an OpenAI-compatible server."""
+    if (local is None) == (endpoint is None):
+        raise UserError("--by judge: give one of --judge-model and --judge-endpoint")
+    if endpoint is not None:
+        from .endpoint import Endpoint
+        from .evaluate.judge import EndpointJudge
+
+        return EndpointJudge(Endpoint(endpoint, url))
+    from .evaluate.local_judge import LocalJudge
+
+    if url is not None:
+        raise UserError("--judge-url: is for --judge-endpoint")
+    return LocalJudge(model(str(local)))
 
 
 def token_counter(policy: str) -> Callable[[Prompt], int]:
