@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from . import files
-from .errors import UserError
+from . import plots
 from .sides import Side
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 FIRST = ("reward_mean", "perplexity", "reference_perplexity", "kl", "distinct_1", "distinct_2", "length_mean")
-REWARD = "heldout/reward_mean"
 
 
 def view(told: Mapping[str, Any]) -> Group:
@@ -79,38 +74,27 @@ def _place(name: str) -> tuple[int, int, str]:
 def plot(told: Mapping[str, Any], sides: Mapping[str, Side], path: Path) -> bool:
     """Best-of-n curves and held-out reward by round, as far as there are any; False, and no file, without any."""
     curves = {name: told[name]["best_of_n"] for name in "ab" if len(told[name]["best_of_n"]) > 1}
-    rounds = {name: [row for row in sides[name].rounds if REWARD in row] for name in "ab"}
+    rounds = {name: [row for row in sides[name].rounds if plots.REWARD in row] for name in "ab"}
     if rounds["a"] == rounds["b"]:
         rounds["b"] = []  # one run and its own start: one line
     panels = [kind for kind, there in (("curve", curves), ("rounds", any(rounds.values()))) if there]
     if not panels:
         return False
-    figure = figure_of(len(panels))
-    for axes, kind in zip(figure.axes, panels, strict=True):
+    figure, columns = plots.figure_of(len(panels))
+    for axes, kind in zip(columns, panels, strict=True):
         if kind == "curve":
             for name, curve in curves.items():
-                axes.plot(
-                    [int(n) for n in curve], list(curve.values()), "o-", label=f"{name.upper()}: {told[name]['name']}"
-                )
+                label = f"{name.upper()}: {told[name]['name']}"
+                axes.plot([int(n) for n in curve], list(curve.values()), "o-", label=label)
             axes.set_xscale("log", base=2)
             axes.set(xlabel="n", ylabel="expected best of n", title=f"by {told['by']}")
         else:
             for name, rows in rounds.items():
                 if rows:
-                    axes.plot([row["round"] for row in rows], [row[REWARD] for row in rows], "o-", label=name.upper())
+                    axes.plot(
+                        [row["round"] for row in rows], [row[plots.REWARD] for row in rows], "o-", label=name.upper()
+                    )
             axes.set(xlabel="round", ylabel="reward", title="held-out reward, each run's own")
         axes.legend(fontsize="small")
-    with files.replacing(path) as part:
-        figure.savefig(part, format="png", dpi=150)
+    plots.save(figure, path)
     return True
-
-
-def figure_of(columns: int) -> Figure:
-    """An empty figure with so many axes. UserError where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need the package matplotlib; pip install 'raftune[plots]'") from None
-    figure = Figure(figsize=(4.6 * columns, 3.6), layout="constrained")
-    figure.subplots(1, columns)
-    return figure

@@ -2,16 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import files
 from .errors import UserError
 from .exits import exits
 from .stages import console
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .sweep import Result
+
 studies = typer.Typer()
+
+FIGURES = [
+    "heldout/reward_mean",
+    "heldout/perplexity",
+    "heldout/kl",
+    "heldout/distinct_2",
+    "heldout/length_mean",
+    "heldout/diversity",
+    "chosen/reward_mean",
+]
+
+
+@studies.command()
+@exits
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML).")],
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="KEY=VALUE,VALUE, like sample.k=4,8; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds of each, from the recipe's own.")] = 1,
+    change: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for all of them.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time; the cores are shared out.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: runs/RECIPE-sweep.")] = None,
+    keep_weights: Annotated[
+        bool, typer.Option(help="Else only figures and candidates stay of a finished cell.")
+    ] = False,
+) -> None:
+    """Run a recipe over a grid of settings and several seeds; one table, plots. The same command resumes."""
+    from . import plots
+    from . import recipe as recipes
+    from .build import Parts
+    from .show import Show
+    from .sweep import Sweep, last, total_seconds
+    from .sweep import grid as cells_of
+
+    terminal = console()
+    parsed = recipes.load(recipe, change or [])
+    cells = cells_of(grid or [], range(parsed.seed, parsed.seed + seeds))
+    folder = out or Path("runs") / f"{recipe.stem}-sweep"
+    plots.figure_of(1)  # before hours are spent: can it be drawn?
+    results = []
+    with Show(terminal).live():
+        for result in Sweep(recipe, cells, folder, change or [], keep_weights).run(jobs):
+            results.append(result)
+            reward = last(result, plots.REWARD)
+            told = f"{result.rounds[0].get(plots.REWARD, 0.0):.3f} → {reward:.3f}" if reward is not None else "done"
+            line = f"{result.cell.name} seed {result.cell.seed}: held-out {told}, {total_seconds(result):.0f} s"
+            terminal.print(line, highlight=False, soft_wrap=True)
+    order = {cell.name: place for place, cell in enumerate(cells)}
+    results.sort(key=lambda result: (order[result.cell.name], result.cell.seed))
+    figures = list(dict.fromkeys([*FIGURES[:1], *Parts(parsed, recipe.parent).watched, *FIGURES[1:]]))
+    terminal.print(_table(results, figures))
+    with files.replacing(folder / "table.md") as part:
+        part.write_text(_markdown(results, figures), encoding="utf-8")
+    plots.settings(results, figures, folder / "settings.png")
+    plots.curves(results, folder / "rounds.png")
+    terminal.print(f"{folder}: results.jsonl, table.md, settings.png, rounds.png", highlight=False, soft_wrap=True)
+
+
+def _cells(results: Sequence[Result], figures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Heading and lines: each cell's values, seeds, and mean ± standard deviation of each figure that is there."""
+    from .sweep import Spread, groups, summary, total_seconds
+
+    lines = summary(results, figures)
+    shown = [name for name in figures if any(name in spreads for _, spreads in lines)]
+    keys = list(lines[0][0]) if lines else []
+    start = {name: [r.rounds[0][name] for r in results if name in r.rounds[0]] for name in shown}
+    rows = [["before tuning", *[""] * (len(keys) - 1)][: len(keys)]] if keys else [[]]
+    rows[0] += ["", *(str(Spread.over(start[name])) if start[name] else "–" for name in shown), "–"]
+    for (values, spreads), members in zip(lines, groups(results).values(), strict=True):
+        seconds = Spread.over([total_seconds(member) for member in members])
+        told = [str(spreads[name]) if name in spreads else "–" for name in shown]
+        rows.append([*values.values(), str(len(members)), *told, str(seconds)])
+    return [*keys, "seeds", *shown, "rounds, s"], rows
+
+
+def _table(results: Sequence[Result], figures: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    heading, rows = _cells(results, figures)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in heading:
+        table.add_column(name.removeprefix("heldout/"), justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(results: Sequence[Result], figures: Sequence[str]) -> str:
+    heading, rows = _cells(results, figures)
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @studies.command()
@@ -37,7 +137,7 @@ def compare(
 ) -> None:
     """Win, tie and loss of two runs on the same held-out prompts, by a reward, a judge or people."""
     from . import compare as comparing
-    from . import contrast, files, pick
+    from . import contrast, pick, plots
     from .evaluate import votes
     from .show import Show
     from .sides import paired, side
@@ -57,10 +157,10 @@ def compare(
     folder = comparing.opened(out)
     if by == "people":
         votes.write(folder, pairs, seed)
-        terminal.print(
-            f"{folder / votes.PAIRS}: {len(pairs)} pairs; whose is whose: {folder / votes.KEY}", soft_wrap=True
-        )
+        told = f"{folder / votes.PAIRS}: {len(pairs)} pairs; whose is whose: {folder / votes.KEY}"
+        terminal.print(told, highlight=False, soft_wrap=True)
         return
+    plots.figure_of(1)  # before a judge is asked: can it be drawn?
     with Show(terminal).live():
         if judge:
             found = comparing.by_judge(pairs, judge, folder)
@@ -71,5 +171,6 @@ def compare(
     told = comparing.result(sides["a"], sides["b"], by, found, unpaired, seed)
     files.write_json(folder / "compare.json", told)
     terminal.print(contrast.view(told), highlight=False)
-    terminal.print(f"{folder}: compare.json", highlight=False, soft_wrap=True)
-    contrast.plot(told, sides, folder / "compare.png")  # last: all else stands, whether it can be drawn or not
+    drawn = contrast.plot(told, sides, folder / "compare.png")
+    written = "compare.json, compare.png" if drawn else "compare.json"
+    terminal.print(f"{folder}: {written}", highlight=False, soft_wrap=True)

@@ -27,8 +27,9 @@ def address(pair: Pair) -> str:
 
 
 def write(folder: Path, pairs: Sequence[Pair], seed: int = 0) -> None:
-    """``pairs.jsonl``: ``id``, ``prompt``, ``kind`` (text or picture), ``first``, ``second``; ``pairs.key.jsonl``: which of
-    them is A's. The order within pairs and of the lines depends on ``seed``; pictures are copied beside.
+    """``pairs.jsonl``: ``id``, ``prompt``, ``kind`` (text or picture), ``first`` and ``second``;
+    ``pairs.key.jsonl``: which of them is A's. The order within pairs and of lines depends on ``seed``; pictures are
+    copied beside.
     """
     rows = {address(pair): pair for pair in pairs}
     order = sorted(rows, key=lambda name: seed_of(seed, "order", name))
