@@ -124,7 +124,7 @@ def test_every_stage_alone_on_files(work: Path, tiny: Path) -> None:
     assert tuned.exit_code == 0, tuned.output
     evaluated = call(
         *("evaluate", "--policy", work / "policy", "--initial", tiny, "--prompts", work / "prompts.jsonl"),
-        *("--reward", reward, "--max-new-tokens", 10, "--out", work / "metrics.json"),
+        *("--reward", reward, "--monitor", "vader", "--max-new-tokens", 10, "--out", work / "metrics.json"),
     )
     assert evaluated.exit_code == 0, evaluated.output
     candidates, scored, chosen = (
@@ -142,6 +142,8 @@ def test_every_stage_alone_on_files(work: Path, tiny: Path) -> None:
     AutoModelForCausalLM.from_pretrained(work / "policy")
     figures = json.loads((work / "metrics.json").read_text())
     assert {"heldout/reward_mean", "heldout/perplexity", "heldout/kl", "heldout/distinct_1"} <= figures.keys()
+    assert figures["heldout/reward/vowels"] == figures["heldout/reward_mean"]
+    assert -1 <= figures["heldout/vader"] <= 1  # a monitor: watched, and no part of the reward
 
 
 def test_a_run_from_recipe_to_answers_before_and_after(work: Path) -> None:

@@ -22,7 +22,7 @@ from raftune.types import Scored
 
 CODEC = PictureCodec()
 PipelineOf = Callable[..., Path]
-JUDGES = """
+MONITORS = """
 import numpy as np
 
 def brightness(prompts, images):
@@ -44,7 +44,7 @@ def pictures(tmp_path: Path) -> Path:
     """A folder with prompts of two texts, others to evaluate on, and rewards."""
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
     (tmp_path / "others.jsonl").write_text('{"id": "o0", "prompt": "a green cow"}')
-    (tmp_path / "my_rewards.py").write_text(JUDGES)
+    (tmp_path / "my_rewards.py").write_text(MONITORS)
     return tmp_path
 
 
@@ -83,13 +83,15 @@ def one_line(result: Any, *said: str) -> None:
 @pytest.mark.parametrize("kind", ["sd3", "sdxl"])
 def test_a_run_from_recipe_to_contact_sheet(kind: str, pictures: Path, pipeline_of: PipelineOf) -> None:
     also = {"others": {"path": "others.jsonl", "k": 3, "sample": {"height": 8, "width": 24}}}
-    evaluate = {"k": 2, "judge": "my_rewards.py:brightness", "also": also}
+    evaluate = {"k": 2, "monitor": "my_rewards.py:brightness", "also": also}
     recipe = write_recipe(pictures, pipeline_of(kind), "image", evaluate=evaluate)
     result = call("run", recipe, "--out", pictures / "run", "--set", "keep=all")
     assert result.exit_code == 0, result.output
     run, rows = pictures / "run", rows_of(pictures / "run")
     assert [row["round"] for row in rows] == [0, 1, 2]
-    probed = {f"{name}/{figure}" for name in ("heldout", "others") for figure in ("reward_mean", "judge", "diversity")}
+    probed = {
+        f"{name}/{figure}" for name in ("heldout", "others") for figure in ("reward_mean", "monitor", "diversity")
+    }
     probed |= {"heldout/reward/jpeg-compressibility", "heldout/flagged", "time/evaluate_s", "memory/peak_bytes"}
     assert all(probed <= row.keys() for row in rows)
     promised = {"sample/reward_mean", "chosen/reward_mean", "sample/diversity", "sample/pictures_per_s", "tune/loss"}
@@ -103,10 +105,10 @@ def test_a_run_from_recipe_to_contact_sheet(kind: str, pictures: Path, pipeline_
         assert [one.candidate.output.image.size for one in others] == [(24, 8)] * 3
         for name, some in [("heldout", held), ("others", others)]:
             assert row[f"{name}/reward_mean"] == pytest.approx(sum(jpeg(some)) / len(some))
-            assert row[f"{name}/judge"] == pytest.approx(brightness(some))
+            assert row[f"{name}/monitor"] == pytest.approx(brightness(some))
     assert rows[2]["chosen/reward_mean"] > rows[2]["sample/reward_mean"]
     assert rows[2]["heldout/reward_mean"] != rows[0]["heldout/reward_mean"]
-    for one in scored(run, 1, "chosen"):  # judges choose nothing
+    for one in scored(run, 1, "chosen"):  # monitors choose nothing
         rivals = [r for r in scored(run, 1) if r.candidate.prompt == one.candidate.prompt]
         assert one.reward == max(jpeg(rivals))
         assert one.parts.keys() == {"jpeg-compressibility"}
@@ -183,7 +185,8 @@ def test_every_stage_alone_on_files(pictures: Path, pipeline_of: PipelineOf) -> 
         evaluated = call(*evaluate, *rewards)
         assert evaluated.exit_code == 0, evaluated.output
         figures[name] = json.loads(out.read_text())
-        assert figures[name].keys() == {"heldout/diversity", "heldout/flagged", "heldout/reward_mean"}
+        expected = {"diversity", "flagged", "reward_mean", "reward/brightness", "reward/jpeg-compressibility"}
+        assert figures[name].keys() == {f"heldout/{figure}" for figure in expected}
     assert figures["policy"] != figures["full"]
 
 
@@ -252,25 +255,25 @@ def test_dry_run_draws_a_picture_and_checks_the_further_prompts(pictures: Path, 
         ("evaluate.also.heldout.k=1", "evaluate.also.heldout: figures of that name have another meaning"),
         ("evaluate.also.far.path=absent.jsonl", "absent.jsonl: no such file"),
         ("evaluate.also.far.sample.heigth=8", "evaluate.also.far.sample.heigth: no such key; did you mean 'height'?"),
-        ("evaluate.judge=my_rewards.py:nobody", "nobody"),
-        ("evaluate.judge=[{use: 'my_rewards.py:brightness', name: jpeg-compressibility}]", "jpeg-compressibility"),
+        ("evaluate.monitor=my_rewards.py:nobody", "nobody"),
+        ("evaluate.monitor=[{use: 'my_rewards.py:brightness', name: jpeg-compressibility}]", "jpeg-compressibility"),
         ("model=" + str(pictures), "has no config.json and no model_index.json"),
         ("sample.height=15", "sample.height: 15 is not a multiple of 2"),
         ("evaluate.also.far.sample.k=3", "evaluate.also.far.sample.k: does nothing there"),
-        ("evaluate.judge=my_rewards.py:broken", "reward 'judge' raised"),
+        ("evaluate.monitor=my_rewards.py:broken", "reward 'monitor' raised"),
         ("tune.lora.target_modules=[nope]", "tune.lora"),
     ]:
         one_line(call(*dry, "--set", change), said)
     assert not (pictures / "run").exists()
 
 
-def test_what_was_drawn_to_evaluate_stays_when_a_judge_fails(pictures: Path, pipeline_of: PipelineOf) -> None:
-    recipe = write_recipe(pictures, pipeline_of(), "image", evaluate={"judge": "my_rewards.py:broken", "k": 2})
-    one_line(call("run", recipe, "--out", pictures / "run"), "reward 'judge' raised")
+def test_what_was_drawn_to_evaluate_stays_when_a_monitor_fails(pictures: Path, pipeline_of: PipelineOf) -> None:
+    recipe = write_recipe(pictures, pipeline_of(), "image", evaluate={"monitor": "my_rewards.py:broken", "k": 2})
+    one_line(call("run", recipe, "--out", pictures / "run"), "reward 'monitor' raised")
     drawn = pictures / "run" / "rounds" / "0000" / "heldout" / "candidates"
     kept = {path: path.stat().st_mtime_ns for path in drawn.rglob("*.p*")}
     assert any(path.suffix == ".png" for path in kept)
-    one_line(call("run", recipe, "--out", pictures / "run"), "reward 'judge' raised")
+    one_line(call("run", recipe, "--out", pictures / "run"), "reward 'monitor' raised")
     assert {path: path.stat().st_mtime_ns for path in drawn.rglob("*.p*")} == kept
 
 

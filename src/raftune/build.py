@@ -58,21 +58,22 @@ class Parts:
         return pick.kl_shaped(self.rewards, beta, self.model) if beta else self.rewards
 
     @cached_property
-    def judges(self) -> Rewards | None:
+    def monitors(self) -> Rewards | None:
         """Scorers that only watch."""
-        configs = [config.model_copy(update={"name": config.name or "judge"}) for config in self.recipe.evaluate.judge]
-        judges = pick.rewards(configs, self.beside) if configs else None
-        Rewards((*self.rewards.members, *(judges.members if judges else ())))  # no two of one name
-        return judges
+        given = self.recipe.evaluate.monitor
+        configs = [config.model_copy(update={"name": config.name or "monitor"}) for config in given]
+        monitors = pick.rewards(configs, self.beside) if configs else None
+        Rewards((*self.rewards.members, *(monitors.members if monitors else ())))  # no two of one name
+        return monitors
 
     @property
     def watched(self) -> list[str]:
-        """The figures that a person wants to see besides the held-out reward: what judges say, or else the reward, on
+        """The figures that a person wants to see besides the held-out reward: what monitors say, or else the reward, on
         every set of prompts."""
         further = list(self.recipe.evaluate.also)
-        if self.judges is None:
+        if self.monitors is None:
             return [f"{probe}/reward_mean" for probe in further]
-        return [f"{probe}/{one.reward.name}" for probe in ("heldout", *further) for one in self.judges.members]
+        return [f"{probe}/{one.reward.name}" for probe in ("heldout", *further) for one in self.monitors.members]
 
     @cached_property
     def select(self) -> Select:

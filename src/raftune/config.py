@@ -144,12 +144,14 @@ Rewards = Annotated[tuple[RewardConfig, ...], BeforeValidator(_listed)]
 
 class EvaluateConfig(Strict, frozen=True):
     """``k`` outputs per held-out prompt, drawn as in training; ``patience``: rounds without a better reward there;
-    ``judge``: scorers that only watch and never choose; ``also``: further prompts by name (figures ``<name>/…``)."""
+    ``monitor``: scorers that only watch and never choose; ``reference``: the prompts' column of reference answers,
+    where there is one; ``also``: further prompts by name (figures ``<name>/…``)."""
 
     k: int = Field(default=1, ge=1)
     every: int = Field(default=1, ge=1)
     patience: int | None = Field(default=None, ge=1)
-    judge: Rewards = ()
+    monitor: Rewards = ()
+    reference: str = "reference"
     also: dict[str, SetConfig] = {}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .errors import UserError
 from .loop import raft
 from .prompts import draw
 from .rank import rank
+from .score import Rewards
 from .store import RoundFolder, Run
 from .types import Scored
 
@@ -99,17 +100,17 @@ class Experiment:
         with here.timed("evaluate"):
             for name in parts.probes:
                 scored = self._evaluated(number, name)
-                found = parts.modality.judge(scored, parts.model) | part_means(scored)
-                for judge in parts.judges.members if parts.judges else ():
-                    mean = found.pop(f"reward/{judge.reward.name}", None)
-                    found |= {} if mean is None else {judge.reward.name: mean}
+                found = parts.modality.appraise(
+                    scored, self.run.policy_of(number), parts.model, parts.recipe.evaluate.reference
+                )
+                found |= said_of(scored, parts.monitors)
                 figures |= {f"{name}/{figure}": value for figure, value in found.items()}
         self.run.log(number, figures | here.figures)
 
     def _evaluated(self, number: int, name: str) -> list[Scored]:
         """The same draws every round: what differs between two rounds is the policy, not the luck.
 
-        Normalised rewards are standardised by round 0, so that the rounds compare. What judges say stands beside the
+        Normalised rewards are standardised by round 0, so that the rounds compare. What monitors say stands beside the
         parts of the reward and is no part of it.
         """
         path = self.run.round(number).folder / f"{name}.parquet"
@@ -125,12 +126,8 @@ class Experiment:
             values, first = parts.rewards.parts(candidates), self.evaluated(0, name)
             reference = {part: [one.parts[part] for one in first] for part in values} if first else None
             scored = parts.rewards.combine(candidates, values, reference)
-            if parts.judges:
-                said = parts.judges.parts(candidates)
-                scored = [
-                    replace(one, parts={**one.parts, **{judge: column[row] for judge, column in said.items()}})
-                    for row, one in enumerate(scored)
-                ]
+            if parts.monitors:
+                scored = parts.monitors.watch(scored)
             table.write_scored(path, scored, self.run.codec)
         return self.evaluated(number, name)
 
@@ -157,6 +154,15 @@ def part_means(scored: Sequence[Scored]) -> dict[str, float]:
     return means
 
 
+def said_of(scored: Sequence[Scored], monitors: Rewards | None) -> dict[str, float]:
+    """The means of the reward's parts, ``reward/<name>``, and of what monitors said, ``<name>``."""
+    means = part_means(scored)
+    for monitor in monitors.members if monitors else ():
+        mean = means.pop(f"reward/{monitor.reward.name}", None)
+        means |= {} if mean is None else {monitor.reward.name: mean}
+    return means
+
+
 def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     """Check everything a run needs before hours are spent: files, columns, model, and the reward on a few samples.
 
@@ -178,8 +184,8 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     ]  # the one that may not fit
     drawn = parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
     scored = parts.shaped(drawn)
-    if parts.judges:
-        parts.judges(drawn)
+    if parts.monitors:
+        parts.monitors(drawn)
     if all(one.reward is None for one in scored):
         raise UserError(f"reward: scored none of {len(scored)} samples of prompt {some[0].id!r}")
     lines += [

@@ -28,3 +28,11 @@ def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[floa
                 totals[row] = (total, len(pairs[row][1]))
             advance(len(rows))
     return totals
+
+
+def fits(policy: Policy, candidates: Sequence[Candidate]) -> list[bool]:
+    """Of each candidate: is its prompt with its output within the context of ``policy``? True where it tells none."""
+    model, tokenizer = causal(policy)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    lengths = [len(encode_prompt(tokenizer, c.prompt)) + len(output_ids(tokenizer, c.output)) for c in candidates]
+    return [limit is None or length <= limit for length in lengths]

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import RewardConfig, SampleConfig, TuneConfig
 from .errors import UserError
@@ -17,7 +17,10 @@ from .imports import import_object
 from .protocols import Codec, Learner, Reward, Sampler
 from .score import Rewards, Weighted
 from .table import TextCodec, columns_of
-from .types import Candidate, Prompt, Scored
+from .types import Candidate, Policy, Prompt, Scored
+
+if TYPE_CHECKING:
+    from .evaluate.judge import Judge
 
 PICTURES = "sha256"  # the column that only a table of pictures has
 
@@ -29,8 +32,9 @@ class Modality:
     codec: Codec
     describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
     """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
-    judge: Callable[[Sequence[Scored], str], dict[str, float]]
-    """Figures of evaluated outputs, against the initial policy where it ``compares``."""
+    appraise: Callable[[Sequence[Scored], Policy, Policy, str], dict[str, float]]
+    """Figures of evaluated outputs: of the policy that drew them, against the initial policy where it ``compares``, and
+    on the reference answers in that column of the prompts."""
     compares: bool
     exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
     """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""
@@ -44,12 +48,12 @@ def modality(name: str) -> Modality:
             from . import show
             from .evaluate import text
 
-            return Modality(TextCodec(), text.describe, text.judge, True, show.exhibit, token_counter)
+            return Modality(TextCodec(), text.describe, text.appraise, True, show.exhibit, token_counter)
         case "image":
             from .evaluate import image, sheet
             from .picture import PictureCodec
 
-            return Modality(PictureCodec(), image.describe, image.judge, False, sheet.exhibit, lambda _: None)
+            return Modality(PictureCodec(), image.describe, image.appraise, False, sheet.exhibit, lambda _: None)
     raise UserError(f"modality: {name!r} is unknown; use text or image")
 
 
@@ -196,6 +200,22 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
         "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
         "module:function or path.py:function"
     )
+
+
+def judge(local: str | None, endpoint: str | None, url: str | None = None) -> Judge:
+    """Who compares two answers: a causal model, or one behind an OpenAI-compatible server."""
+    if (local is None) == (endpoint is None):
+        raise UserError("--by judge: give one of --judge-model and --judge-endpoint")
+    if endpoint is not None:
+        from .endpoint import Endpoint
+        from .evaluate.judge import EndpointJudge
+
+        return EndpointJudge(Endpoint(endpoint, url))
+    from .evaluate.local_judge import LocalJudge
+
+    if url is not None:
+        raise UserError("--judge-url: is for --judge-endpoint")
+    return LocalJudge(model(str(local)))
 
 
 def token_counter(policy: str) -> Callable[[Prompt], int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import UserError
@@ -84,6 +84,14 @@ class Rewards:
             reward = math.fsum(known) if known and len(known) == len(summands) else None
             scored.append(Scored(candidate, reward, {name: part[row] for name, part in parts.items()}))
         return scored
+
+    def watch(self, scored: Sequence[Scored]) -> list[Scored]:
+        """What these say, beside the parts of the reward and no part of it."""
+        said = self.parts([one.candidate for one in scored])
+        return [
+            replace(one, parts={**one.parts, **{name: column[row] for name, column in said.items()}})
+            for row, one in enumerate(scored)
+        ]
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[Scored]:
         return self.combine(candidates, self.parts(candidates))

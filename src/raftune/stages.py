@@ -221,6 +221,9 @@ def evaluate(
     prompts: PromptsOption,
     reward: RewardOption,
     out: Out,
+    monitor: Annotated[
+        list[str] | None, typer.Option(help="A scorer that only watches, written like a reward; may be repeated.")
+    ] = None,
     initial: Annotated[str | None, typer.Option(help="Perplexity and KL are against this policy.")] = None,
     k: Annotated[int, typer.Option(min=1)] = 1,
     max_new_tokens: Tokens = None,
@@ -231,10 +234,13 @@ def evaluate(
     scheduler: Scheduler = None,
     seed: int = 0,
     column: str = "prompt",
+    reference: Annotated[str, typer.Option(help="The column of reference answers, where there is one.")] = "reference",
 ) -> None:
     """Reward, fluency, diversity and KL of a policy on prompts."""
     from . import pick
     from .config import RewardConfig
+    from .experiment import said_of
+    from .score import Rewards
 
     options = {
         "max_new_tokens": max_new_tokens,
@@ -246,13 +252,17 @@ def evaluate(
     }
     _check_out(out)
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
+    monitors = pick.rewards([RewardConfig(use=spec) for spec in monitor]) if monitor else None
+    Rewards((*rewards.members, *(monitors.members if monitors else ())))  # no two of one name
     located, modality, sampler = _sampler(policy, options)
     if initial is not None and not modality.compares:
         raise UserError("--initial: pictures have no perplexity or KL to compare by")
     usable = _prompts(prompts, column, None, 0)
     with _bars():
         candidates = sampler.sample(located, usable, k, (seed, "heldout"))
-        figures = modality.judge(rewards(candidates), pick.model(initial) if initial else located)
+        scored = monitors.watch(rewards(candidates)) if monitors else rewards(candidates)
+        figures = modality.appraise(scored, located, pick.model(initial) if initial else located, reference)
+        figures |= said_of(scored, monitors)
     files.write_json(out, {f"heldout/{name}": value for name, value in figures.items()})
     for name, value in figures.items():
         console().print(f"{name:>14}  {value:.4g}", highlight=False)

@@ -275,8 +275,8 @@ class Run:
 
     def best(self, key: str = "heldout/reward_mean") -> int:
         """The round with the highest figure (the earliest of equals); the last round where none was measured."""
-        rows = [row for row in self.history() if key in row]
-        return max(rows, key=lambda row: (row[key], -row["round"]))["round"] if rows else self.last
+        found = best_of(self.history(), key)
+        return self.last if found is None else found
 
     def prune(self, keep: set[int]) -> None:
         """Point ``best`` at the best round and remove the weights of the rounds not in ``keep``; never a candidate."""
@@ -291,3 +291,9 @@ class Run:
             if number not in keep:
                 shutil.rmtree(self.round(number).folder / "policy", ignore_errors=True)
                 (self.round(number).folder / "optimizer.pt").unlink(missing_ok=True)
+
+
+def best_of(rows: Sequence[Mapping[str, Any]], key: str = "heldout/reward_mean") -> int | None:
+    """The round with the highest figure (the earliest of equals); None where none was measured."""
+    known = [row for row in rows if key in row]
+    return max(known, key=lambda row: (row[key], -row["round"]))["round"] if known else None

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..types import Candidate, Policy, Scored, mean_reward
+from ..types import Candidate, Policy, Scored
+from . import best_of_n
 
 SIDE = 64  # pixels: larger pictures are compared at this size
 MOST = 256  # pictures of a prompt that are compared with each other
@@ -31,10 +32,9 @@ def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> d
     return figures | ({"pictures_per_s": len(candidates) / seconds} if seconds else {})
 
 
-def judge(scored: Sequence[Scored], initial: Policy) -> dict[str, float]:
-    """``reward_mean`` and what :func:`describe` tells."""
-    reward = mean_reward(scored)
-    return describe([one.candidate for one in scored]) | ({} if reward is None else {"reward_mean": reward})
+def appraise(scored: Sequence[Scored], policy: Policy, initial: Policy, reference: str) -> dict[str, float]:
+    """``reward_mean``, ``best_of_<n>`` and what :func:`describe` tells; policies of pictures tell no likelihoods."""
+    return describe([one.candidate for one in scored]) | best_of_n.figures(scored)
 
 
 def mean_distance(members: Sequence[Candidate]) -> float | None:

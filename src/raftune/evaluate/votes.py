@@ -1,0 +1,97 @@
+"""Pairs of answers for people to compare, without telling whose is whose, and their votes read back. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import replacing
+from ..prompts import read_rows
+from ..types import Scored, digest, seed_of
+from .winrate import LOSS, TIE, WIN
+
+PAIRS, KEY = "pairs.jsonl", "pairs.key.jsonl"
+VOTES = ("first", "second", "tie")
+
+Pair = tuple[Scored, Scored]
+
+
+def address(pair: Pair) -> str:
+    """An id that tells nothing: it depends on prompt, index and both answers, and on which of them is A's."""
+    a, b = (one.candidate for one in pair)
+    return digest("pair", a.prompt.id, a.index, _shown(a.output), _shown(b.output)).hex()
+
+
+def write(folder: Path, pairs: Sequence[Pair], seed: int = 0) -> None:
+    """``pairs.jsonl``: ``id``, ``prompt``, ``kind`` (text or picture), ``first`` and ``second``;
+    ``pairs.key.jsonl``: which of them is A's. The order within pairs and of lines depends on ``seed``; pictures are
+    copied beside.
+    """
+    rows = {address(pair): pair for pair in pairs}
+    order = sorted(rows, key=lambda name: seed_of(seed, "order", name))
+    shown, key = [], []
+    for name in order:
+        a_first = seed_of(seed, "first", name) % 2 == 0
+        a, b = (one.candidate for one in rows[name])
+        first, second = (a, b) if a_first else (b, a)
+        kind = "picture" if hasattr(a.output, "png") else "text"
+        answers = {side: _lay(one.output, folder) for side, one in (("first", first), ("second", second))}
+        shown.append({"id": name, "prompt": a.prompt.content, "kind": kind, **answers})
+        key.append({"id": name, "prompt_id": a.prompt.id, "index": a.index, "first": "a" if a_first else "b"})
+    for path, lines in ((folder / PAIRS, shown), (folder / KEY, key)):
+        with replacing(path) as part:
+            part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def _shown(output: Any) -> str:
+    return output.sha256 if hasattr(output, "sha256") else str(output)
+
+
+def _lay(output: Any, folder: Path) -> str:
+    """A text as it is; a picture as a file named by its content, and its path from the folder."""
+    if not hasattr(output, "png"):
+        return str(output)
+    path = folder / "pictures" / f"{output.sha256[:32]}.png"
+    if not path.exists():
+        with replacing(path) as part:
+            part.write_bytes(output.png)
+    return path.relative_to(folder).as_posix()
+
+
+def read(votes: Path, folder: Path, pairs: Sequence[Pair]) -> tuple[list[float | None], dict[str, int]]:
+    """The outcome of each pair, None without a vote, and counts: ``votes``; ``several_raters``: pairs of two or more;
+    ``raters_agree``: those of them whose votes are all the same.
+
+    A side wins where more than half of a pair's votes are for it, else it is a tie. Of a rater's votes on a pair
+    (``rater`` is optional in a line) the last counts.
+    """
+    if not (folder / KEY).is_file():
+        raise UserError(f"{folder / KEY}: no such file; give the --out of `--by people`, where the pairs were written")
+    first = {row["id"]: row["first"] for _, row in read_rows(str(folder / KEY))}
+    names = [address(pair) for pair in pairs]
+    if first.keys() != set(names):
+        raise UserError(f"{folder / KEY}: is of another comparison; compare the same two, in the same order")
+    ballots: dict[str, dict[object, str]] = {}
+    for number, (where, row) in enumerate(read_rows(str(votes))):
+        if row.get("id") not in first:
+            raise UserError(f"{where}: no pair has the id {row.get('id')!r}; ids are those of {folder / PAIRS}")
+        if row.get("vote") not in VOTES:
+            raise UserError(f"{where}: vote is {row.get('vote')!r}; use {', '.join(VOTES)}")
+        rater = row.get("rater")
+        ballots.setdefault(row["id"], {})[f"line {number}" if rater is None else ("rater", str(rater))] = row["vote"]
+    several = [set(of.values()) for of in ballots.values() if len(of) > 1]
+    counts = {"votes": sum(map(len, ballots.values())), "several_raters": len(several)}
+    counts["raters_agree"] = sum(len(said) == 1 for said in several)
+    return [_outcome(ballots[name], first[name]) if name in ballots else None for name in names], counts
+
+
+def _outcome(ballots: Mapping[object, str], first: str) -> float:
+    said = Counter(ballots.values())
+    for side in ("first", "second"):
+        if said[side] * 2 > len(ballots):
+            return WIN if (side == "first") == (first == "a") else LOSS
+    return TIE
