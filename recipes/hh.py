@@ -1,4 +1,4 @@
-"""Preference pairs of dialogues (Anthropic's HH-RLHF) → what the hh recipe needs, in three parts that share no dialogue.
+"""Preference pairs of dialogues (Anthropic's HH-RLHF) → what the hh recipe needs, three parts that share no prompt.
 
     python recipes/hh.py PAIRS runs/hh     PAIRS: .jsonl(.gz), .parquet or a Hub dataset with `chosen` and `rejected`
 

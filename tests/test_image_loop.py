@@ -185,7 +185,8 @@ def test_every_stage_alone_on_files(pictures: Path, pipeline_of: PipelineOf) -> 
         evaluated = call(*evaluate, *rewards)
         assert evaluated.exit_code == 0, evaluated.output
         figures[name] = json.loads(out.read_text())
-        expected = {"diversity", "flagged", "reward_mean", "reward/brightness", "reward/jpeg-compressibility"}
+        expected = {"diversity", "flagged", "reward_mean", "reward_se", "best_of_2"}
+        expected |= {"reward/brightness", "reward/jpeg-compressibility"}
         assert figures[name].keys() == {f"heldout/{figure}" for figure in expected}
     assert figures["policy"] != figures["full"]
 

@@ -67,13 +67,17 @@ class Parts:
         return monitors
 
     @property
+    def monitor_names(self) -> list[str]:
+        return [one.reward.name for one in self.monitors.members] if self.monitors else []
+
+    @property
     def watched(self) -> list[str]:
         """The figures that a person wants to see besides the held-out reward: what monitors say, or else the reward, on
         every set of prompts."""
         further = list(self.recipe.evaluate.also)
         if self.monitors is None:
             return [f"{probe}/reward_mean" for probe in further]
-        return [f"{probe}/{one.reward.name}" for probe in ("heldout", *further) for one in self.monitors.members]
+        return [f"{probe}/{name}" for probe in ("heldout", *further) for name in self.monitor_names]
 
     @cached_property
     def select(self) -> Select:

@@ -155,8 +155,17 @@ class EvaluateConfig(Strict, frozen=True):
     also: dict[str, SetConfig] = {}
 
 
+class AlarmsConfig(Strict, frozen=True):
+    """Beyond what a round raises an alarm; see :class:`raftune.alarms.Limits`."""
+
+    diversity: float = Field(default=0.6, ge=0, le=1)
+    length: float = Field(default=1.5, gt=1)
+    kl: float = Field(default=0.1, gt=0)
+    errors: float = Field(default=2.0, ge=0)
+
+
 class Recipe(Strict, frozen=True):
-    """A whole run. ``out`` and ``keep`` may differ when a run is resumed, ``rounds`` and ``patience`` too."""
+    """A whole run. ``out`` and ``keep`` may differ when a run is resumed, ``rounds``, ``patience``, ``alarms`` too."""
 
     modality: str
     model: str
@@ -166,6 +175,7 @@ class Recipe(Strict, frozen=True):
     select: SelectConfig = SelectConfig()
     tune: TuneConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     rounds: int = Field(default=5, ge=1)
     seed: int = 0
     out: str | None = None
@@ -179,7 +189,7 @@ class Recipe(Strict, frozen=True):
     @property
     def settings(self) -> dict[str, Any]:
         """What must not change between the sessions of a run, flat."""
-        free = {"out", "keep", "rounds", "evaluate.patience"}
+        free = {"out", "keep", "rounds", "evaluate.patience", *(f"alarms.{name}" for name in AlarmsConfig.model_fields)}
         return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key not in free}
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from . import files, table
+from . import alarms, files, table
 from .build import Parts
 from .errors import UserError
+from .figures import part_means, said_of
 from .loop import raft
 from .prompts import draw
 from .rank import rank
-from .score import Rewards
 from .store import RoundFolder, Run
 from .types import Scored
 
@@ -69,8 +69,18 @@ class Experiment:
         there = number == 0 or (run.round(number).folder / "policy").exists()  # or pruned in an earlier session
         if due and there and "heldout/reward_mean" not in run.metrics(number):
             self._evaluate(number)
+        self._sound_alarms(number)
         run.prune({run.best(), run.last} if recipe.keep == "best" else set(range(1, run.last + 1)))
         return run.metrics(number)
+
+    def _sound_alarms(self, number: int) -> None:
+        """Note what should make a person look."""
+        rows = [row for row in self.run.history() if row["round"] <= number]
+        monitors = [f"heldout/{name}" for name in self.parts.monitor_names]
+        limits = alarms.Limits(**self.parts.recipe.alarms.model_dump())
+        found = alarms.raised(rows, monitors, limits)
+        if found != self.run.metrics(number).get("alarms", []):
+            self.run.log(number, {"alarms": found})
 
     def _compare_rewards(self) -> None:
         """Say so if the reward's code changed since an earlier session: the run goes on, but its figures part here."""
@@ -86,12 +96,14 @@ class Experiment:
         figures = self.parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
         if "reward/kl" in figures and self.parts.shaped is not self.parts.rewards:
             figures["kl"] = figures.pop("reward/kl")  # of the policy that drew, from the initial one
+        picked = [one.candidate for one in table.read_scored(here.folder / "chosen.parquet", run.codec)]
         rankings = rank(scored)
         counts = {
             "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
             "select/unscored_prompts": sum(not ranking.scored for ranking in rankings),
         }
-        run.log(number, {f"sample/{name}": value for name, value in figures.items()} | counts)
+        chosen = {f"chosen/{name}": value for name, value in self.parts.modality.describe(picked, None).items()}
+        run.log(number, {f"sample/{name}": value for name, value in figures.items()} | chosen | counts)
 
     def _evaluate(self, number: int) -> None:
         """Figures on the held-out prompts and on the recipe's further ones."""
@@ -142,25 +154,6 @@ class Experiment:
         patience, best = self.parts.recipe.evaluate.patience, self.run.best()
         later = [row for row in self.run.history() if "heldout/reward_mean" in row and row["round"] > best]
         return patience is not None and len(later) >= patience
-
-
-def part_means(scored: Sequence[Scored]) -> dict[str, float]:
-    """``reward/<name>``: the mean of each part before weights and normalisation."""
-    means = {}
-    for name in scored[0].parts if scored else ():
-        values = [value for one in scored if (value := one.parts[name]) is not None]
-        if values:
-            means[f"reward/{name}"] = sum(values) / len(values)
-    return means
-
-
-def said_of(scored: Sequence[Scored], monitors: Rewards | None) -> dict[str, float]:
-    """The means of the reward's parts, ``reward/<name>``, and of what monitors said, ``<name>``."""
-    means = part_means(scored)
-    for monitor in monitors.members if monitors else ():
-        mean = means.pop(f"reward/{monitor.reward.name}", None)
-        means |= {} if mean is None else {monitor.reward.name: mean}
-    return means
 
 
 def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:

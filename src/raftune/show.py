@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from . import progress
 from .types import Scored, seed_of
@@ -72,14 +73,20 @@ class Show:
             yield
             for task in self.bars.task_ids:
                 self.bars.remove_task(task)
-            live.update(rounds_table(self.rows, self.columns) if self.rows else "")
+            live.update(Group(*self._rounds()))
 
     def _bar(self, description: str, total: int) -> tuple[progress.Advance, Any]:
         task = self.bars.add_task(description, total=total)
         return lambda n: self.bars.advance(task, n), lambda: self.bars.remove_task(task)
 
     def view(self) -> Group:
-        return Group(rounds_table(self.rows, self.columns), self.bars) if self.rows else Group(self.bars)
+        return Group(*self._rounds(), self.bars)
+
+    def _rounds(self) -> list[RenderableType]:
+        """The table, and below it what should make a person look."""
+        if not self.rows:
+            return []
+        return [rounds_table(self.rows, self.columns), *(line for row in self.rows for line in alarm_lines(row))]
 
     def round(self, row: Mapping[str, Any]) -> None:
         """One more round is done."""
@@ -89,12 +96,19 @@ class Show:
             return
         figures = [f"{heading} {value}" for heading, value in _figures(row, self.columns)]
         self.console.print("  ".join(figures), soft_wrap=True, highlight=False)
+        for line in alarm_lines(row):
+            self.console.print(line, soft_wrap=True)
 
 
 def _figures(row: Mapping[str, Any], columns: Columns) -> Iterator[tuple[str, str]]:
     for key, (heading, form) in columns.items():
         if key in row:
             yield heading, form.format(row[key])
+
+
+def alarm_lines(row: Mapping[str, Any]) -> list[Text]:
+    """The alarms of a round, a line each."""
+    return [Text(f" ! round {row['round']}, {alarm}", style="yellow") for alarm in row.get("alarms", ())]
 
 
 def rounds_table(rows: list[Mapping[str, Any]], columns: Columns = COLUMNS) -> Table:

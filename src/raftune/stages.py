@@ -239,7 +239,7 @@ def evaluate(
     """Reward, fluency, diversity and KL of a policy on prompts."""
     from . import pick
     from .config import RewardConfig
-    from .experiment import said_of
+    from .figures import said_of
     from .score import Rewards
 
     options = {

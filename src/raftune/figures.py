@@ -1,0 +1,46 @@
+"""Figures of scored candidates: means of the reward's parts, what monitors said, standard errors. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+
+from .score import Rewards
+from .types import Scored
+
+Value = Callable[[Scored], float | None]
+
+
+def part_means(scored: Sequence[Scored]) -> dict[str, float]:
+    """``reward/<name>``: the mean of each part before weights and normalisation."""
+    means = {}
+    for name in scored[0].parts if scored else ():
+        values = [value for one in scored if (value := one.parts[name]) is not None]
+        if values:
+            means[f"reward/{name}"] = sum(values) / len(values)
+    return means
+
+
+def said_of(scored: Sequence[Scored], monitors: Rewards | None) -> dict[str, float]:
+    """The means of the reward's parts, ``reward/<name>``, and of what monitors said, ``<name>``; ``reward_se`` and
+    ``<name>_se``, the standard errors of the reward's mean and of the monitors'."""
+    means = part_means(scored)
+    errors = {"reward_se": standard_error(scored, lambda one: one.reward)}
+    for name in [monitor.reward.name for monitor in monitors.members] if monitors else ():
+        if f"reward/{name}" in means:
+            means[name] = means.pop(f"reward/{name}")
+            errors[f"{name}_se"] = standard_error(scored, lambda one, name=name: one.parts[name])
+    return means | {name: error for name, error in errors.items() if error is not None}
+
+
+def standard_error(scored: Sequence[Scored], value: Value) -> float | None:
+    """Of the mean over prompts, of each prompt's own mean: outputs of one prompt are no independent draws. None of
+    fewer than two prompts."""
+    by_prompt: dict[str, list[float]] = {}
+    for one in scored:
+        if (number := value(one)) is not None:
+            by_prompt.setdefault(one.candidate.prompt.id, []).append(number)
+    if len(by_prompt) < 2:
+        return None
+    return stdev([mean(values) for values in by_prompt.values()]) / math.sqrt(len(by_prompt))
