@@ -20,15 +20,16 @@ MODEL = "all-minilm-l6-v2"
 BATCH = 64
 
 
-def relevance(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-    """One cosine for each pair of a prompt (its last message) and a completion."""
+def relevance(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float | None]:
+    """One cosine for each pair of a prompt (its last message) and a completion; None for one without a word."""
     folder = str(assets.fetch(MODEL))
     model, tokenizer = resident.get(
         folder, "embed", lambda: (load_model(folder, torch.float32, AutoModel), load_tokenizer(folder))
     )
     asked = embed(model, tokenizer, [last_text(prompt) for prompt in prompts])
-    said = embed(model, tokenizer, [last_text(completion) for completion in completions])
-    return (asked * said).sum(-1).tolist()
+    texts = [last_text(completion) for completion in completions]
+    cosines = (asked * embed(model, tokenizer, texts)).sum(-1).tolist()
+    return [cosine if text.strip() else None for cosine, text in zip(cosines, texts, strict=True)]
 
 
 def last_text(turns: Any) -> str:

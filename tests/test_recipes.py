@@ -186,10 +186,12 @@ def test_the_monitor_pools_what_is_no_padding() -> None:
 @pytest.mark.real
 @pytest.mark.skipif("all-minilm-l6-v2" not in assets.ASSETS, reason="no such asset")
 def test_the_monitor_knows_what_an_answer_is_about() -> None:
-    asked = [[{"role": "user", "content": "I failed my driving test because I hit the kerb."}]] * 2
-    said = ["I'm sorry about the driving test. Was the kerb high?", "The capital of France has many museums."]
-    near, far = part("relevance", "relevance.py")(asked, [[{"role": "assistant", "content": text}] for text in said])
+    asked = [[{"role": "user", "content": "I failed my driving test because I hit the kerb."}]] * 3
+    said = ["I'm sorry about the driving test. Was the kerb high?", "The capital of France has many museums.", " "]
+    answers = [[{"role": "assistant", "content": text}] for text in said]
+    near, far, empty = part("relevance", "relevance.py")(asked, answers)
     assert near > far + 0.3
+    assert empty is None
 
 
 # math
