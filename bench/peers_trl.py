@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from paired import trl_options
 
 from raftune import files, memory
@@ -96,7 +96,15 @@ def peer_options(task: Task) -> dict[str, Any]:
     del options["learning_rate"]
     given = {} if task.learning_rate is None else {"learning_rate": task.learning_rate}
     changes = (change.partition("=") for change in task.trl)
-    return options | given | {key: yaml.safe_load(value) for key, _, value in changes}
+    return options | given | {key: _value(text) for key, _, text in changes}
+
+
+def _value(text: str) -> Any:
+    """``1e-5``, ``true`` and ``null`` as JSON has them; anything else is a word."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _configured(config_class: Any, options: dict[str, Any]) -> Any:

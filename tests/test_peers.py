@@ -64,6 +64,8 @@ def test_noise_is_drawn_for_each_sample() -> None:
     assert abs(stdev(values) - 2) < 4 * 2 / 800**0.5
     assert values == [Disturbed(Zero(), "noise", sigma=2.0)([one])[0] for one in candidates]  # no batch, no state
     assert values != Disturbed(Zero(), "noise", sigma=2.0, seed=1)(candidates)
+    twins = [Candidate(candidates[0].prompt, index, Text("the same text")) for index in range(2)]
+    assert len({*Disturbed(Zero(), "noise")(twins)}) == 2
     again = Candidate(candidates[0].prompt, 0, Text("another round's text"))
     assert Disturbed(Zero(), "noise")([again]) != Disturbed(Zero(), "noise")(candidates[:1])
 
@@ -231,7 +233,12 @@ def test_what_cannot_be_compared_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one reward"):
         two = task_of(tiny, tmp_path / "a", disturb="noise", set=["reward=[vader, {use: vader, name: b}]"])
         _ = two.training_rewards
-    assert peers_trl.peer_options(task_of(tiny, tmp_path / "a", "grpo", rows=None))["per_device_train_batch_size"] == 12
+    options = peers_trl.peer_options(
+        task_of(tiny, tmp_path / "a", "grpo", rows=None, trl=["beta=1e-3", "loss_type=bnpo"])
+    )
+    assert (options["per_device_train_batch_size"], options["beta"], options["loss_type"]) == (12, 1e-3, "bnpo")
+    with pytest.raises(UserError, match="--trl betta"):
+        peers_trl.train_peer(task_of(tiny, tmp_path / "a", "grpo", trl=["betta=1"]))
 
 
 def line(method: str, seed: int, after: float, **changes: Any) -> dict[str, Any]:
