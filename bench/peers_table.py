@@ -1,6 +1,6 @@
 """A Markdown table of what ``peers.py`` found: one row a method and setting, the mean ± deviation over its seeds.
 
-python bench/peers_table.py runs/peers [--figure heldout/judge …]
+python bench/peers_table.py runs/peers [--figure heldout/monitor …]
 """
 
 from __future__ import annotations
@@ -74,6 +74,6 @@ def _figures(runs: Sequence[dict[str, Any]], when: str, figure: str) -> list[flo
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--figure", action="append", default=[], help="one more column, like heldout/judge")
+    parser.add_argument("--figure", action="append", default=[], help="one more column, like heldout/monitor")
     options = parser.parse_args()
     print(table(read(options.folder), (*FIGURES, *options.figure)))
