@@ -22,6 +22,7 @@ ALLOWED = {
     "memory": set(),
     "protocols": {"types"},
     "rank": {"errors", "protocols", "types"},
+    "filters": {"errors", "protocols", "rank", "types"},
     "score": {"errors", "protocols", "types"},
     "prompts": {"errors", "types"},
     "table": {"errors", "files", "protocols", "types"},
@@ -42,9 +43,15 @@ LIGHT = [
     "imports",
     "__init__",
     "evaluate/diversity",
+    "reward/checks",
+    "reward/child",
+    "reward/form",
     "reward/functions",
     "reward/jpeg",
+    "reward/json_answer",
+    "reward/math_answer",
     "reward/pictures",
+    "reward/texts",
 ]
 
 

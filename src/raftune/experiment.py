@@ -13,9 +13,10 @@ import yaml
 from . import files, table
 from .build import Parts
 from .errors import UserError
+from .filters import Filtered
 from .loop import raft
 from .prompts import draw
-from .rank import rank
+from .rank import group, rank
 from .store import RoundFolder, Run
 from .types import Scored
 
@@ -78,13 +79,18 @@ class Experiment:
             log.warning("the reward's code changed since this run began: figures of earlier rounds do not compare")
 
     def _describe(self, number: int) -> None:
-        """Figures of what was sampled, and of the prompts whose ranking tells nothing."""
+        """Figures of what was sampled, and of the prompts whose ranking, of what the filters left, tells nothing."""
         here, run = self.run.round(number), self.run
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
         seconds = run.metrics(number).get("time/sample_s")
-        figures = self.parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
-        rankings = rank(scored)
-        counts = {
+        parts = self.parts
+        figures = parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
+        left, fallen = parts.select.filters.sift(scored) if isinstance(parts.select, Filtered) else (scored, {})
+        rankings = rank(left)
+        counts = {f"select/filtered/{name}": count for name, count in fallen.items()}
+        if fallen:
+            counts["select/filtered_prompts"] = len(group(scored)) - len(rankings)
+        counts |= {
             "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
             "select/unscored_prompts": sum(not ranking.scored for ranking in rankings),
         }
