@@ -152,6 +152,8 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
     """What ``config.use`` names: one of ours (docs/rewards.md), ``module:function`` or ``path.py:function``."""
     kind, _, rest = config.use.partition(":")
     name = config.name or kind
+    if verifier := _verifier(kind, rest, name, beside):
+        return verifier
     match kind:
         case "vader":
             from .reward.sentiment import Vader
@@ -161,30 +163,6 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
             from .reward.classifier import ClassifierReward
 
             return ClassifierReward(model(rest, beside), name, config.label)
-        case "math":
-            from .reward.math_answer import MathReward
-
-            return MathReward(rest or "answer", name)
-        case "regex" if rest:
-            from .reward.form import RegexReward
-
-            return RegexReward(rest, name)
-        case "length" if rest:
-            from .reward.form import length
-
-            return length(rest, name)
-        case "repetition":
-            from .reward.form import RepetitionReward
-
-            return RepetitionReward(name)
-        case "json":
-            from .reward.json_answer import JsonReward
-
-            return JsonReward(name)
-        case "json-schema" if rest:
-            from .reward.json_answer import JsonSchemaReward, read_schema
-
-            return JsonSchemaReward(read_schema(beside_of(rest, beside)), name)
         case "clip" if rest:
             from .reward.clip import ClipReward
 
@@ -223,6 +201,36 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
         "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
         "module:function or path.py:function"
     )
+
+
+def _verifier(kind: str, rest: str, name: str, beside: Path) -> Reward | None:
+    """One that looks whether a text is right or as it was asked for."""
+    match kind:
+        case "math":
+            from .reward.math_answer import MathReward
+
+            return MathReward(rest or "answer", name)
+        case "regex" if rest:
+            from .reward.form import RegexReward
+
+            return RegexReward(rest, name)
+        case "length" if rest:
+            from .reward.form import length
+
+            return length(rest, name)
+        case "repetition":
+            from .reward.form import RepetitionReward
+
+            return RepetitionReward(name)
+        case "json":
+            from .reward.json_answer import JsonReward
+
+            return JsonReward(name)
+        case "json-schema" if rest:
+            from .reward.json_answer import JsonSchemaReward, read_schema
+
+            return JsonSchemaReward(read_schema(beside_of(rest, beside)), name)
+    return None
 
 
 def token_counter(policy: str) -> Callable[[Prompt], int]:

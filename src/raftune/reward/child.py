@@ -26,7 +26,7 @@ class Child:
 
     def ask(self, *question: str) -> Any:
         """The answer, or None where there was none within ``seconds``."""
-        process = self._process = self._process or self._start()
+        process = self._process or self._start()
         assert process.stdin and process.stdout  # pipes
         try:
             process.stdin.write(json.dumps(question) + "\n")
@@ -40,7 +40,7 @@ class Child:
         return json.loads(answer)
 
     def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             # -P: the modules beside checks.py are no libraries
             [sys.executable, "-P", "-W", "ignore", str(CHECKS), self.check, str(self.seconds)],
             stdin=subprocess.PIPE,
@@ -50,7 +50,8 @@ class Child:
         )
         assert process.stdout
         if process.stdout.readline() != "ready\n":
-            raise RuntimeError(f"the process that checks {self.check} ended with {process.wait()} before its first")
+            self.close()
+            raise RuntimeError(f"the process that checks {self.check} could not begin; what it said stands above")
         return process
 
     def close(self) -> None:
