@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,9 @@ def first_failed(pool: Pool, place: int, filters: Filters) -> str | None:
             stands = earlier.candidate.output.finish_reason == "stop" or not filters.finished
             if same and stands and earlier.reward is not None:
                 return "deduplicate"
-    if filters.regex is not None and not {"a", "b"} & set(text):
+    if filters.regex is not None and not re.search(filters.regex, text):
         return "regex"
-    return "without" if filters.without is not None and "no" in text else None
+    return "without" if filters.without is not None and re.search(filters.without, text) else None
 
 
 @given(pools, some_filters)
@@ -127,10 +128,10 @@ def test_when_all_fall_the_message_says_to_what() -> None:
 def test_a_pattern_that_backtracks_is_given_up() -> None:
     """What it is not done with falls, whether it was wanted or not."""
     pool = [one("a", 0, "a" * 60 + "b", 1.0), one("a", 1, "aaa", 1.0), one("a", 2, "c" * 1_000_000, 1.0)]
-    start = time.monotonic()
+    start = time.process_time()
     assert keys(Filters(regex=r"^(a|aa)+$").sift(pool)[0]) == [("a", 1)]
     assert keys(Filters(without=r"^(a|aa)+$").sift(pool)[0]) == [("a", 2)]
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(

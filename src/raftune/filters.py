@@ -15,7 +15,7 @@ from .protocols import Select
 from .rank import NothingChosen
 from .types import Scored, Text
 
-SECONDS = 1.0  # for one search
+SECONDS = 1.0  # of CPU time, for one search
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Filters:
         regex: this pattern (of the package ``regex``) is found in it.
         without: this one is not.
 
-    An output that a pattern is not done with within a second falls to that pattern: nobody knows whether it fits.
+    An output that a pattern is not done with in a second of CPU time falls to it: nobody knows whether it fits.
     """
 
     finished: bool = False
@@ -118,7 +118,7 @@ def compiled(where: str, pattern: str) -> patterns.Pattern[str]:
 
 
 def search(pattern: str, text: str, seconds: float = SECONDS) -> bool | None:
-    """Is the pattern found in the text? None where that takes longer, as patterns that backtrack can."""
+    """Is the pattern found in the text? None where that takes more CPU time, as patterns that backtrack can."""
     try:
         return patterns.compile(pattern).search(text, timeout=seconds) is not None
     except TimeoutError:

@@ -25,7 +25,7 @@ class Child:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, *question: str) -> Any:
-        """The answer, or None where there was none within ``seconds``."""
+        """The answer, or None where there was none within ``seconds`` of CPU time."""
         process = self._process or self._start()
         assert process.stdin and process.stdout  # pipes
         try:

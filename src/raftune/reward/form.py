@@ -13,9 +13,8 @@ from .texts import each, texts_of
 
 @dataclass(frozen=True)
 class RegexReward:
-    """1 where ``pattern`` is found in the output, else 0; not scored where the search takes over ``seconds``.
-
-    Patterns are those of the package ``regex``, which are ``re``'s and more.
+    """1 where ``pattern`` (of the package ``regex``: ``re``'s and more) is found in the output, else 0; not scored where
+    the search takes more than ``seconds`` of CPU time.
     """
 
     pattern: str

@@ -33,7 +33,7 @@ class JsonReward:
 class JsonSchemaReward:
     """1 where the output is JSON, as for :class:`JsonReward`, that ``schema`` (the text of a JSON Schema of the draft
     2020-12) allows, else 0. References out of the schema are refused, never fetched. Formats are not checked, as the
-    draft has it. An output that is not judged within ``seconds`` is not scored.
+    draft has it. An output that is not judged within ``seconds`` of CPU time is not scored.
     """
 
     schema: str

@@ -19,7 +19,8 @@ class MathReward:
 
     A reference is a number, LaTeX (with or without its dollars) or a solution that ends in ``#### ANSWER`` (GSM8K).
     In an output the answer is what stands after its last ``####`` or, without that, what math-verify finds: a boxed
-    one, one that is announced, or else the last. An output that is not compared within ``seconds`` is not scored.
+    one, one that is announced, or else the last. An output that is not compared within ``seconds`` of CPU time is not
+    scored.
 
     Raises UserError if a prompt has no reference that can be read.
     """

@@ -25,7 +25,7 @@ def texts_of(name: str, candidates: Sequence[Candidate]) -> list[str]:
 def each(
     name: str, candidates: Sequence[Candidate], answer: Callable[[Candidate], bool | None], seconds: float
 ) -> list[float | None]:
-    """1 or 0 for each; None where there is no answer within ``seconds``, which the log counts."""
+    """1 or 0 for each; None where there is no answer within ``seconds`` of CPU time, which the log counts."""
     values: list[float | None] = []
     with progress.bar(name, len(candidates)) as advance:
         for candidate in candidates:
