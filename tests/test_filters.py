@@ -211,13 +211,13 @@ def test_select_on_the_command_line(tmp_path: Path) -> None:
 def test_a_run_counts_what_its_filters_took_and_never_learns_from_it(tmp_path: Path, tiny: Path) -> None:
     rows = [{"id": f"p{i}", "prompt": f"The film number {i}"} for i in range(12)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "mine.py").write_text("def long(completions):\n    return [float(len(c)) for c in completions]\n")
+    (tmp_path / "mine.py").write_text("def long(completions):\n    return [float(len(c) % 2) for c in completions]\n")
     recipe = {
         "model": str(tiny),
         "prompts": {"path": "prompts.jsonl", "heldout": 3},
         "reward": "mine.py:long",
         "sample": {"prompts_per_round": 6, "k": 4, "max_new_tokens": 12},
-        "select": {"filters": {"without": "[a-f]", "length": [1, 2], "deduplicate": True}},
+        "select": {"filters": {"without": "[a-mA-F]", "length": [1, 2], "deduplicate": True}},
         "tune": {"batch_size": 4},
         "rounds": 2,
     }
@@ -225,11 +225,11 @@ def test_a_run_counts_what_its_filters_took_and_never_learns_from_it(tmp_path: P
     result = call("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    taken = 0
+    taken = emptied = untied = 0
     for row in metrics[1:]:
         folder = tmp_path / "run" / "rounds" / f"{row['round']:04d}"
         pool, chosen = (table.read_scored(folder / f"{name}.parquet", CODEC) for name in ("scored", "chosen"))
-        filters = Filters(length=(1, 2), deduplicate=True, without="[a-f]")
+        filters = Filters(length=(1, 2), deduplicate=True, without="[a-mA-F]")
         names = [first_failed(pool, place, filters) for place in range(len(pool))]
         for name in ("length", "deduplicate", "without"):
             assert row[f"select/filtered/{name}"] == names.count(name)
@@ -243,6 +243,10 @@ def test_a_run_counts_what_its_filters_took_and_never_learns_from_it(tmp_path: P
         assert set(keys(chosen)) <= set(keys(left))
         assert all(scored.reward is not None for scored in pool)
         taken += len(pool) - len(left)
+        emptied += 6 - len(prompts)
+        before = [[s.reward for s in pool if s.candidate.prompt.id == f"p{i}"] for i in range(12)]
+        untied += row["select/tied_prompts"] != sum(len(r) > 1 and len(set(r)) == 1 for r in before)
     assert len(metrics) == 3
     assert 0 < taken < 48
+    assert emptied and untied  # or this test would see less than it says
     assert "select/filtered/length" not in metrics[0]

@@ -13,8 +13,9 @@ from .texts import each, texts_of
 
 @dataclass(frozen=True)
 class RegexReward:
-    """1 where ``pattern`` (of the package ``regex``: ``re``'s and more) is found in the output, else 0; not scored where
-    the search takes more than ``seconds`` of CPU time.
+    """1 where ``pattern`` (of the package ``regex``: ``re``'s and more) is found in the output, else 0.
+
+    Not scored where the search takes more than ``seconds`` of CPU time.
     """
 
     pattern: str
