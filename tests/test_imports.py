@@ -24,6 +24,7 @@ ALLOWED = {
     "memory": set(),
     "protocols": {"types"},
     "rank": {"errors", "protocols", "types"},
+    "filters": {"errors", "protocols", "rank", "types"},
     "score": {"errors", "protocols", "types"},
     "prompts": {"errors", "types"},
     "table": {"errors", "files", "protocols", "types"},
@@ -52,9 +53,15 @@ LIGHT = [
     "evaluate/judge",
     "evaluate/votes",
     "evaluate/winrate",
+    "reward/checks",
+    "reward/child",
+    "reward/form",
     "reward/functions",
     "reward/jpeg",
+    "reward/json_answer",
+    "reward/math_answer",
     "reward/pictures",
+    "reward/texts",
 ]
 
 

@@ -11,11 +11,14 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Candidate": "types",
     "ClassifierReward": "reward.classifier",
+    "Filtered": "filters",
+    "Filters": "filters",
     "FunctionReward": "reward.functions",
     "ImageLearner": "tune.image",
     "ImageSampler": "sample.image",
     "Interrupted": "errors",
     "Lora": "tune.lora",
+    "MathReward": "reward.math_answer",
     "Picture": "picture",
     "PictureCodec": "picture",
     "Prompt": "types",
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
     from .config import Recipe as Recipe
     from .errors import Interrupted as Interrupted
     from .errors import UserError as UserError
+    from .filters import Filtered as Filtered
+    from .filters import Filters as Filters
     from .loop import raft as raft
     from .picture import Picture as Picture
     from .picture import PictureCodec as PictureCodec
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     from .reward.classifier import ClassifierReward as ClassifierReward
     from .reward.functions import FunctionReward as FunctionReward
     from .reward.functions import rewards as rewards
+    from .reward.math_answer import MathReward as MathReward
     from .reward.sentiment import Vader as Vader
     from .sample.image import ImageSampler as ImageSampler
     from .sample.text import TextSampler as TextSampler

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import pick, rank
+from . import pick
 from . import prompts as prompt_rules
 from .config import Recipe
 from .errors import UserError
@@ -81,8 +81,7 @@ class Parts:
 
     @cached_property
     def select(self) -> Select:
-        select = self.recipe.select
-        return rank.parse_rule(select.rule, select.skip_tied, select.floor)
+        return pick.select(self.recipe.select)
 
     @cached_property
     def prompts(self) -> prompt_rules.Prompts:

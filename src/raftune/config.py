@@ -85,6 +85,21 @@ class SelectConfig(Strict, frozen=True):
     buffer: int = Field(default=0, ge=0)
 
 
+class FiltersConfig(Strict, frozen=True):
+    """What an output must be to be ranked (:class:`raftune.filters.Filters`); ``length`` is in words."""
+
+    finished: bool = False
+    repetition: float | None = Field(default=None, ge=0, le=1)
+    length: tuple[int, int | None] | None = None
+    deduplicate: bool = False
+    regex: str | None = None
+    without: str | None = None
+
+
+class TextSelectConfig(SelectConfig, frozen=True):
+    filters: FiltersConfig | None = None
+
+
 class LoraConfig(Strict, frozen=True):
     r: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -198,6 +213,7 @@ class TextRecipe(Recipe, frozen=True):
 
     modality: Literal["text"] = "text"
     sample: TextSampleConfig = TextSampleConfig()
+    select: TextSelectConfig = TextSelectConfig()
     tune: TextTuneConfig = TextTuneConfig()
     kl_coefficient: float = Field(default=0.0, ge=0)
 

@@ -13,10 +13,9 @@ import yaml
 from . import alarms, files, table
 from .build import Parts
 from .errors import UserError
-from .figures import part_means, said_of
+from .figures import part_means, said_of, selection
 from .loop import raft
 from .prompts import draw
-from .rank import rank
 from .store import RoundFolder, Run
 from .types import Scored
 
@@ -89,21 +88,21 @@ class Experiment:
             log.warning("the reward's code changed since this run began: figures of earlier rounds do not compare")
 
     def _describe(self, number: int) -> None:
-        """Figures of what was sampled, and of the prompts whose ranking tells nothing."""
-        here, run = self.run.round(number), self.run
+        """Figures of what was sampled and chosen, and of what filters and ties left to choose from."""
+        here, run, parts = self.run.round(number), self.run, self.parts
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
+        chosen = table.read_scored(here.folder / "chosen.parquet", run.codec)
         seconds = run.metrics(number).get("time/sample_s")
-        figures = self.parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
-        if "reward/kl" in figures and self.parts.shaped is not self.parts.rewards:
+        figures = parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
+        if "reward/kl" in figures and parts.shaped is not parts.rewards:
             figures["kl"] = figures.pop("reward/kl")  # of the policy that drew, from the initial one
-        picked = [one.candidate for one in table.read_scored(here.folder / "chosen.parquet", run.codec)]
-        rankings = rank(scored)
-        counts = {
-            "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
-            "select/unscored_prompts": sum(not ranking.scored for ranking in rankings),
-        }
-        chosen = {f"chosen/{name}": value for name, value in self.parts.modality.describe(picked, None).items()}
-        run.log(number, {f"sample/{name}": value for name, value in figures.items()} | chosen | counts)
+        of_chosen = parts.modality.describe([one.candidate for one in chosen], None)
+        run.log(
+            number,
+            {f"sample/{name}": value for name, value in figures.items()}
+            | {f"chosen/{name}": value for name, value in of_chosen.items()}
+            | {f"select/{name}": value for name, value in selection(scored, parts.select).items()},
+        )
 
     def _evaluate(self, number: int) -> None:
         """Figures on the held-out prompts and on the recipe's further ones."""

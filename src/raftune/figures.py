@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
+from .filters import Filtered
+from .protocols import Select
+from .rank import group, rank
 from .score import Rewards
 from .types import Scored
 
@@ -44,3 +47,17 @@ def standard_error(scored: Sequence[Scored], value: Value) -> float | None:
     if len(by_prompt) < 2:
         return None
     return stdev([mean(values) for values in by_prompt.values()]) / math.sqrt(len(by_prompt))
+
+
+def selection(scored: Sequence[Scored], select: Select) -> dict[str, float]:
+    """``filtered/<name>``: candidates that fell to a filter; ``filtered_prompts``: prompts left without any;
+    ``tied_prompts`` and ``unscored_prompts``: those among the rest whose ranking tells nothing."""
+    left, fallen = select.filters.sift(scored) if isinstance(select, Filtered) else (scored, {})
+    rankings = rank(left)
+    counts: dict[str, float] = {f"filtered/{name}": count for name, count in fallen.items()}
+    if fallen:
+        counts["filtered_prompts"] = len(group(scored)) - len(rankings)
+    return counts | {
+        "tied_prompts": sum(ranking.all_tied for ranking in rankings),
+        "unscored_prompts": sum(not ranking.scored for ranking in rankings),
+    }

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import RewardConfig, SampleConfig, TuneConfig
+from .config import RewardConfig, SampleConfig, SelectConfig, TextSelectConfig, TuneConfig
 from .errors import UserError
+from .filters import Filtered, Filters
 from .imports import import_object
-from .protocols import Codec, Learner, Reward, Sampler
+from .protocols import Codec, Learner, Reward, Sampler, Select
+from .rank import parse_rule
 from .score import Rewards, Weighted
 from .table import TextCodec, columns_of
 from .types import Candidate, Policy, Prompt, Scored
@@ -125,6 +127,13 @@ def learner(config: TuneConfig, beside: Path = Path()) -> Learner:
     raise UserError(f"tune.backend: {config.backend!r} is unknown; use text, image or module:Class")
 
 
+def select(config: SelectConfig) -> Select:
+    rule = parse_rule(config.rule, config.skip_tied, config.floor)
+    if isinstance(config, TextSelectConfig) and config.filters is not None:
+        return Filtered(rule, Filters(**config.filters.model_dump()))
+    return rule
+
+
 def _custom(key: str, spec: str, beside: Path, options: dict[str, Any]) -> Any:
     """Somebody's own part: called with those options of the recipe that it names."""
     part: Callable[..., Any] = import_object(spec, beside)
@@ -154,6 +163,8 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
     """What ``config.use`` names: one of ours (docs/rewards.md), ``module:function`` or ``path.py:function``."""
     kind, _, rest = config.use.partition(":")
     name = config.name or kind
+    if verifier := _verifier(kind, rest, name, beside):
+        return verifier
     match kind:
         case "vader":
             from .reward.sentiment import Vader
@@ -196,7 +207,8 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
                 raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
             return FunctionReward(function, config.name or config.use.rpartition(":")[2])
     raise UserError(
-        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, clip:MODEL, aesthetic:HEAD, pickscore, "
+        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, math, math:COLUMN, regex:PATTERN, "
+        "length:LO-HI, repetition, json, json-schema:FILE, clip:MODEL, aesthetic:HEAD, pickscore, "
         "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
         "module:function or path.py:function"
     )
@@ -216,6 +228,36 @@ def judge(local: str | None, endpoint: str | None, url: str | None = None) -> Ju
     if url is not None:
         raise UserError("--judge-url: is for --judge-endpoint")
     return LocalJudge(model(str(local)))
+
+
+def _verifier(kind: str, rest: str, name: str, beside: Path) -> Reward | None:
+    """One that looks whether a text is right or as it was asked for."""
+    match kind:
+        case "math":
+            from .reward.math_answer import MathReward
+
+            return MathReward(rest or "answer", name)
+        case "regex" if rest:
+            from .reward.form import RegexReward
+
+            return RegexReward(rest, name)
+        case "length" if rest:
+            from .reward.form import length
+
+            return length(rest, name)
+        case "repetition":
+            from .reward.form import RepetitionReward
+
+            return RepetitionReward(name)
+        case "json":
+            from .reward.json_answer import JsonReward
+
+            return JsonReward(name)
+        case "json-schema" if rest:
+            from .reward.json_answer import JsonSchemaReward, read_schema
+
+            return JsonSchemaReward(read_schema(beside_of(rest, beside)), name)
+    return None
 
 
 def token_counter(policy: str) -> Callable[[Prompt], int]:

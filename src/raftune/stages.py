@@ -28,7 +28,8 @@ RewardOption = Annotated[
     list[str],
     typer.Option(
         "--reward",
-        help="path.py:function, module:function, vader, classifier:MODEL; of pictures also clip:MODEL, aesthetic:HEAD, "
+        help="path.py:function, module:function, vader, classifier:MODEL, math:COLUMN, regex:PATTERN, length:LO-HI, "
+        "repetition, json, json-schema:FILE; of pictures also clip:MODEL, aesthetic:HEAD, "
         "pickscore, imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility; "
         "may be repeated.",
     ),
@@ -160,14 +161,31 @@ def select(
     rule: Annotated[str, typer.Option(help="best, best:N, top:FRACTION, above:REWARD, random.")] = "best",
     skip_tied: Annotated[bool, typer.Option(help="Leave out prompts whose candidates all tie.")] = False,
     floor: Annotated[float | None, typer.Option(help="What scores below is never chosen.")] = None,
+    finished: Annotated[bool, typer.Option("--finished", help="Text: only what ended by itself.")] = False,
+    max_repetition: Annotated[float | None, typer.Option(help="Text: share of repeated word 3-grams.")] = None,
+    min_length: Annotated[int | None, typer.Option(min=0, help="Text: words at least.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=0, help="Text: words at most.")] = None,
+    deduplicate: Annotated[bool, typer.Option("--deduplicate", help="Text: equal outputs count once.")] = False,
+    regex: Annotated[str | None, typer.Option(help="Text: only where this pattern is found.")] = None,
+    without: Annotated[str | None, typer.Option(help="Text: only where this one is not.")] = None,
     seed: int = 0,
 ) -> None:
     """Choose what to learn from."""
     from . import pick, rank, table
+    from .config import RECIPES
+    from .recipe import validated
 
     _check_out(out)
-    codec = pick.modality(pick.modality_in(scored)).codec
-    chosen = rank.choose(rank.parse_rule(rule, skip_tied, floor), table.read_scored(scored, codec), (seed, "select"))
+    modality = pick.modality_in(scored)
+    codec = pick.modality(modality).codec
+    ends = None if min_length is None and max_length is None else (min_length or 0, max_length)
+    filters = {"finished": finished or None, "repetition": max_repetition, "length": ends}
+    filters |= {"deduplicate": deduplicate or None, "regex": regex, "without": without}
+    given = {"rule": rule, "skip_tied": skip_tied, "floor": floor}
+    if any(value is not None for value in filters.values()):
+        given["filters"] = {name: value for name, value in filters.items() if value is not None}
+    select = pick.select(validated(type(RECIPES[modality].model_fields["select"].default), given, "select"))
+    chosen = rank.choose(select, table.read_scored(scored, codec), (seed, "select"))
     table.write_scored(out, chosen, codec, {table.key_of(one) for one in chosen})
     _written(out, len(chosen), "chosen candidates")
 
