@@ -46,10 +46,10 @@ def console() -> Console:
     return Console()
 
 
-def say_dropped(terminal: Console, counts: dict[str, int]) -> None:
+def say_dropped(terminal: Console, counts: dict[str, int], what: str = "prompts") -> None:
     dropped = [f"{count} {rule}" for rule, count in counts.items() if count and rule not in {"rows", "heldout_rows"}]
     if dropped:
-        terminal.print(f"prompts dropped: {', '.join(dropped)}", highlight=False)
+        terminal.print(f"{what} dropped: {', '.join(dropped)}", highlight=False)
 
 
 @stages.command()
@@ -90,10 +90,10 @@ def sample(
         "negative_prompt": negative_prompt,
         "scheduler": scheduler,
     }
-    _check_out(out)
+    check_out(out)
     located, modality, sampler = _sampler(policy, options)
     usable = _prompts(prompts, column, modality.prompt_length(located), max_prompt_tokens)
-    with _bars():
+    with bars():
         candidates = sampler.sample(located, usable, k, (seed, "sample"))
     table.write_candidates(out, candidates, modality.codec)
     _written(out, len(candidates), "candidates")
@@ -137,10 +137,10 @@ def score(
     from . import pick, table
     from .config import RewardConfig
 
-    _check_out(out)
+    check_out(out)
     codec = pick.modality(pick.modality_in(candidates)).codec
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
-    with _bars():
+    with bars():
         scored = rewards(table.read_candidates(candidates, codec))
     table.write_scored(out, scored, codec)
     _written(out, len(scored), "scored candidates")
@@ -159,7 +159,7 @@ def select(
     """Choose what to learn from."""
     from . import pick, rank, table
 
-    _check_out(out)
+    check_out(out)
     codec = pick.modality(pick.modality_in(scored)).codec
     chosen = rank.choose(rank.parse_rule(rule, skip_tied, floor), table.read_scored(scored, codec), (seed, "select"))
     table.write_scored(out, chosen, codec, {table.key_of(one) for one in chosen})
@@ -188,7 +188,7 @@ def tune(
     from .config import RECIPES, LoraConfig
     from .recipe import validated
 
-    _check_out(out, folder=True)
+    check_out(out, folder=True)
     modality = pick.modality_in(chosen)
     kind = type(RECIPES[modality].model_fields["tune"].default)
     options = {"epochs": epochs, "steps": steps, "max_epochs": max_epochs}
@@ -202,7 +202,7 @@ def tune(
     settings = {"r": lora_r, "alpha": round(strength * lora_r)} if wanted else None
     given |= {"learning_rate": learning_rate, "batch_size": batch_size, "lora": settings}
     learner = pick.learner(validated(kind, given, "tune"))
-    with _bars():
+    with bars():
         scored = table.read_scored(chosen, pick.modality(modality).codec)
         learner.tune(pick.model(policy), scored, out, (seed, "tune"))
     console().print(f"{out}: tuned policy", highlight=False)
@@ -238,13 +238,13 @@ def evaluate(
         "guidance": guidance,
         "scheduler": scheduler,
     }
-    _check_out(out)
+    check_out(out)
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
     located, modality, sampler = _sampler(policy, options)
     if initial is not None and not modality.compares:
         raise UserError("--initial: pictures have no perplexity or KL to compare by")
     usable = _prompts(prompts, column, None, 0)
-    with _bars():
+    with bars():
         candidates = sampler.sample(located, usable, k, (seed, "heldout"))
         figures = modality.judge(rewards(candidates), pick.model(initial) if initial else located)
     files.write_json(out, {f"heldout/{name}": value for name, value in figures.items()})
@@ -252,7 +252,7 @@ def evaluate(
         console().print(f"{name:>14}  {value:.4g}", highlight=False)
 
 
-def _check_out(out: Path, folder: bool = False) -> None:
+def check_out(out: Path, folder: bool = False) -> None:
     """Before any work: can ``out`` be written, without anything of the user's being overwritten?"""
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -263,7 +263,7 @@ def _check_out(out: Path, folder: bool = False) -> None:
         raise UserError(f"--out {out}: holds something else than a tuned policy; name an empty or new directory")
 
 
-def _bars() -> Any:
+def bars() -> Any:
     from .show import Show
 
     return Show(console()).live()
