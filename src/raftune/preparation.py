@@ -164,7 +164,9 @@ def _encoded(located: str, examples: Sequence[Any], limit: int) -> tuple[Any, li
     chats = any(not isinstance(side.prompt, str) for one in examples for side in one.sides)
     if chats and not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_CHAT
-        console().print("the base has no chat template; dialogues are written plainly, 'Human: …', 'Assistant: …'")
+        console().print(
+            "the base has no chat template; dialogues are written plainly, 'Human: …', 'Assistant: …'", soft_wrap=True
+        )
     limit = min(limit, context_length(tokenizer, load_config(located)))
     with quiet():
         usable, counts = preferences.tidy(

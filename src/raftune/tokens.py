@@ -8,8 +8,8 @@ from .types import Message, Prompt, Text
 
 # The template of classifiers that bring none, in the form of Anthropic's dialogues
 PLAIN_CHAT = (
-    "{{ cls_token or bos_token }}{% for turn in messages %}\n\n"
-    "{{ {'user': 'Human'}.get(turn['role'], turn['role'] | capitalize) }}: {{ turn['content'] }}"
+    "{{ cls_token or bos_token }}{% for turn in messages %}"
+    "{{ '\\n\\n' + {'user': 'Human'}.get(turn['role'], turn['role'] | capitalize) + ': ' + turn['content'] }}"
     "{% endfor %}{{ sep_token or eos_token }}"
 )
 

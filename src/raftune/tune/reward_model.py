@@ -130,7 +130,7 @@ class RewardLearner:
             "per_device_train_batch_size": self.batch_size,
             "bf16": compute_dtype(device()) == torch.bfloat16,
             "use_cpu": device().type == "cpu",
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "save_steps": self.save_steps,
             "save_total_limit": 1,
             "seed": seed,
