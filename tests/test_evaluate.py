@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raftune.evaluate import image, sheet
 from raftune.evaluate.best_of_n import curve, expected_best
 from raftune.evaluate.diversity import distinct, msttr, unique, words
-from raftune.evaluate.text import appraise, describe, logprobs
+from raftune.evaluate.text import appraise, describe
+from raftune.likelihood import logprobs
 from raftune.picture import Picture
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt

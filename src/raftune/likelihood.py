@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from . import progress
-from .batches import collate, output_logprobs, sizes, within_budget
+from .batches import Pair, collate, output_logprobs, sizes, within_budget
 from .models import causal
 from .tokens import encode_prompt, output_ids
 from .types import Candidate, Policy
@@ -19,6 +21,16 @@ def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[floa
     """Of each output: its log-probability in nats given its prompt under ``policy``, and its number of tokens."""
     model, tokenizer = causal(policy)
     pairs = [(encode_prompt(tokenizer, c.prompt), output_ids(tokenizer, c.output)) for c in candidates]
+    return _of_pairs(model, pairs)
+
+
+def perplexity(policy: Policy, pairs: Sequence[Pair]) -> float:
+    """exp of the mean negative log-likelihood of an output token, given its prompt and the output before it."""
+    found = _of_pairs(causal(policy)[0], pairs)
+    return math.exp(-math.fsum(total for total, _ in found) / sum(count for _, count in found))
+
+
+def _of_pairs(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, int]]:
     rows_with_output = [row for row, (_, output) in enumerate(pairs) if output]
     totals = [(0.0, 0)] * len(pairs)
     with progress.bar("read", len(rows_with_output)) as advance, torch.inference_mode():

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from . import assets
 from .errors import UserError
@@ -138,17 +138,30 @@ def load_image_processor(policy: Policy) -> Any:
     return loading(folder, lambda: AutoImageProcessor.from_pretrained(folder, backend="pil"))
 
 
-def load_model(policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """The policy on the device, in eval mode; an adapter is merged into its base."""
+def context_length(tokenizer: Tokenizer, config: Any) -> int:
+    """How many tokens a model takes, as far as it and its tokenizer tell."""
+    return min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def load_config(policy: Policy) -> Any:
+    """The configuration alone."""
+    folder = of_text(policy)
+    return loading(folder, lambda: AutoConfig.from_pretrained(folder))
+
+
+def load_model(
+    policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM, **options: Any
+) -> PreTrainedModel:
+    """The policy on the device, in eval mode; an adapter is merged into its base. ``options``: of from_pretrained."""
     glibc()
     folder = of_text(policy)
     base = adapter_base(folder)
     if base is None:
-        model = loading(folder, lambda: model_class.from_pretrained(folder, dtype=dtype))
+        model = loading(folder, lambda: model_class.from_pretrained(folder, dtype=dtype, **options))
     else:
         from peft import PeftModel
 
-        below = load_model(base, dtype, model_class)
+        below = load_model(base, dtype, model_class, **options)
         model = loading(folder, lambda: PeftModel.from_pretrained(below, folder).merge_and_unload())
     return model.to(device()).eval()
 

@@ -5,6 +5,7 @@ Torch is imported only below, when a part needs it, so that reading a recipe sta
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .types import Candidate, Policy, Prompt, Scored
 
 if TYPE_CHECKING:
     from .evaluate.judge import Judge
+    from .tune.reward_model import RewardLearner
 
 PICTURES = "sha256"  # the column that only a table of pictures has
 
@@ -132,6 +134,42 @@ def select(config: SelectConfig) -> Select:
     if isinstance(config, TextSelectConfig) and config.filters is not None:
         return Filtered(rule, Filters(**config.filters.model_dump()))
     return rule
+
+
+def reward_learner(**options: Any) -> RewardLearner:
+    """What trains reward models and classifiers. Needs raftune[reward-model]."""
+    for package in ("trl", "sklearn", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"reward-model: needs the package {package}; pip install 'raftune[reward-model]'")
+    from .tune.reward_model import RewardLearner
+
+    return RewardLearner(**options)
+
+
+def calibration(
+    folder: str, sides: Sequence[Sequence[Candidate]], labels: Sequence[int], names: Sequence[str] | None
+) -> tuple[dict[str, float], Callable[[Path], None]]:
+    """Figures of a trained reward model as it will serve, and what plots them. ``sides``: of pairs the chosen and the
+    rejected ones, of classes (``names``) the texts, with their labels."""
+    from .evaluate import calibration
+    from .reward.classifier import ClassifierReward
+
+    found = [ClassifierReward(folder).logits(some) for some in sides]
+    if any(row is None for side in found for row in side):
+        raise UserError("reward-model: a held-out row is longer than the model takes; lower --max-tokens")
+    rows = [[row for row in side if row is not None] for side in found]
+    if names is None:
+        one = calibration.of_pairs(*([row[0] for row in side] for side in rows))
+    else:
+        one = calibration.of_classes(rows[0], labels, names)
+    return dict(one.figures), lambda path: calibration.plot(path, one)
+
+
+def perplexity(policy: str, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
+    """Of outputs given their prompts, both as token ids."""
+    from .likelihood import perplexity
+
+    return perplexity(policy, pairs)
 
 
 def _custom(key: str, spec: str, beside: Path, options: dict[str, Any]) -> Any:

@@ -8,16 +8,20 @@ longer than the limit are dropped whole (``too_long``), and a training prompt wh
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UserError
 from .types import Prompt, digest, seed_of
 
+Item = TypeVar("Item")
 Row = tuple[str, dict[str, Any]]  # where it stands ("file.jsonl line 7"), and its columns
 
 
@@ -31,9 +35,9 @@ class Prompts:
 
 
 def read_rows(path: str, split: str = "train", name: str | None = None) -> list[Row]:
-    """Rows of a ``.jsonl`` / ``.json`` (lines) or ``.parquet`` file, or of a Hub dataset."""
+    """Rows of a ``.jsonl`` / ``.json`` (lines; also ``.gz``) or ``.parquet`` file, or of a Hub dataset."""
     file = Path(path)
-    if file.suffix in {".jsonl", ".json", ".parquet"} or file.exists():
+    if file.suffix in {".jsonl", ".json", ".gz", ".parquet"} or file.exists():
         if not file.is_file():
             raise UserError(f"{path}: no such file")
         return list(_parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file))
@@ -50,8 +54,20 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _raw_lines(file: Path) -> Generator[bytes, None, None]:
+    if file.suffix != ".gz":
+        with file.open("rb") as lines:
+            yield from lines
+        return
+    try:
+        with gzip.open(file, "rb") as lines:
+            yield from lines
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: not a whole gzip file ({_line(error)}); fetch it again") from None
+
+
 def _jsonl_rows(file: Path) -> Iterator[Row]:
-    with file.open("rb") as lines:
+    with contextlib.closing(_raw_lines(file)) as lines:
         for number, raw in enumerate(lines, start=1):
             where = f"{file} line {number}"
             try:
@@ -87,7 +103,7 @@ def parse(rows: Iterable[Row], column: str = "prompt") -> list[Prompt]:
     for where, row in rows:
         if column not in row:
             raise UserError(f"{where}: no column {column!r}; it has {', '.join(sorted(row)) or 'none'}")
-        content = _content(where, row[column])
+        content = content_of(where, row[column])
         # As they will come back from disk, so that a reward sees the same types in every stage
         plain = json.loads(json.dumps(row, default=str))
         columns = {key: value for key, value in plain.items() if key not in {column, "id"}}
@@ -97,7 +113,8 @@ def parse(rows: Iterable[Row], column: str = "prompt") -> list[Prompt]:
     return prompts
 
 
-def _content(where: str, value: object) -> str | tuple[dict[str, str], ...]:
+def content_of(where: str, value: object) -> str | tuple[dict[str, str], ...]:
+    """A column that holds a text or messages, as :class:`Prompt` takes it. UserError names the row."""
     if value is None or isinstance(value, str):
         return _text(where, value or "")
     if isinstance(value, list) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value):
@@ -156,6 +173,34 @@ def split(prompts: Sequence[Prompt], heldout: int | float, seed: int) -> tuple[l
     by_address = sorted(prompts, key=lambda prompt: (seed_of(seed, "heldout", prompt.id), prompt.id))
     held = {prompt.id for prompt in by_address[:count]}
     return [p for p in prompts if p.id not in held], [p for p in prompts if p.id in held]
+
+
+def split_groups(
+    items: Sequence[Item], group: Callable[[Item], str], heldout: float, seed: int
+) -> tuple[list[Item], list[Item]]:
+    """(train, held-out): that share of the items, in whole groups, so that what belongs together is never on both
+    sides. Which groups are held out depends on seed and group, not on order. 0 holds nothing out."""
+    if heldout == 0:
+        return list(items), []
+    groups: dict[str, int] = {}
+    for item in items:
+        groups[group(item)] = groups.get(group(item), 0) + 1
+    wanted, held = max(1, round(len(items) * heldout)), set[str]()
+    for one in sorted(groups, key=lambda one: (seed_of(seed, "heldout", one), one)):
+        if wanted <= 0:
+            break
+        held.add(one)
+        wanted -= groups[one]
+    if len(held) == len(groups):
+        raise UserError(f"--heldout {heldout}: of {len(items)} usable rows this would leave none to train on")
+    return [i for i in items if group(i) not in held], [i for i in items if group(i) in held]
+
+
+def subset(rows: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """``count`` of the rows, drawn by ``seed``, in their order; None or more than there are: all."""
+    if count is None or count >= len(rows):
+        return list(rows)
+    return [rows[at] for at in sorted(random.Random(seed_of(seed, "rows")).sample(range(len(rows)), count))]
 
 
 def without(train: Sequence[Prompt], heldout: Sequence[Prompt]) -> list[Prompt]:

@@ -47,10 +47,10 @@ def console() -> Console:
     return Console()
 
 
-def say_dropped(terminal: Console, counts: dict[str, int]) -> None:
+def say_dropped(terminal: Console, counts: dict[str, int], what: str = "prompts") -> None:
     dropped = [f"{count} {rule}" for rule, count in counts.items() if count and rule not in {"rows", "heldout_rows"}]
     if dropped:
-        terminal.print(f"prompts dropped: {', '.join(dropped)}", highlight=False)
+        terminal.print(f"{what} dropped: {', '.join(dropped)}", highlight=False)
 
 
 @stages.command()
@@ -91,10 +91,10 @@ def sample(
         "negative_prompt": negative_prompt,
         "scheduler": scheduler,
     }
-    _check_out(out)
+    check_out(out)
     located, modality, sampler = _sampler(policy, options)
     usable = _prompts(prompts, column, modality.prompt_length(located), max_prompt_tokens)
-    with _bars():
+    with bars():
         candidates = sampler.sample(located, usable, k, (seed, "sample"))
     table.write_candidates(out, candidates, modality.codec)
     _written(out, len(candidates), "candidates")
@@ -140,14 +140,14 @@ def score(
     from . import pick, table
     from .config import RewardConfig
 
-    _check_out(out)
+    check_out(out)
     codec = pick.modality(pick.modality_in(candidates)).codec
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
     if kl_coefficient and initial is None:
         raise UserError("--kl-coefficient: needs --initial, the policy that log-probabilities compare to")
     if kl_coefficient and initial is not None:
         rewards = pick.kl_shaped(rewards, kl_coefficient, pick.model(initial))
-    with _bars():
+    with bars():
         scored = rewards(table.read_candidates(candidates, codec))
     table.write_scored(out, scored, codec)
     _written(out, len(scored), "scored candidates")
@@ -175,7 +175,7 @@ def select(
     from .config import RECIPES
     from .recipe import validated
 
-    _check_out(out)
+    check_out(out)
     modality = pick.modality_in(scored)
     codec = pick.modality(modality).codec
     ends = None if min_length is None and max_length is None else (min_length or 0, max_length)
@@ -212,7 +212,7 @@ def tune(
     from .config import RECIPES, LoraConfig
     from .recipe import validated
 
-    _check_out(out, folder=True)
+    check_out(out, folder=True)
     modality = pick.modality_in(chosen)
     kind = type(RECIPES[modality].model_fields["tune"].default)
     options = {"epochs": epochs, "steps": steps, "max_epochs": max_epochs}
@@ -226,7 +226,7 @@ def tune(
     settings = {"r": lora_r, "alpha": round(strength * lora_r)} if wanted else None
     given |= {"learning_rate": learning_rate, "batch_size": batch_size, "lora": settings}
     learner = pick.learner(validated(kind, given, "tune"))
-    with _bars():
+    with bars():
         scored = table.read_scored(chosen, pick.modality(modality).codec)
         learner.tune(pick.model(policy), scored, out, (seed, "tune"))
     console().print(f"{out}: tuned policy", highlight=False)
@@ -268,7 +268,7 @@ def evaluate(
         "guidance": guidance,
         "scheduler": scheduler,
     }
-    _check_out(out)
+    check_out(out)
     rewards = pick.rewards([RewardConfig(use=spec) for spec in reward])
     monitors = pick.rewards([RewardConfig(use=spec) for spec in monitor]) if monitor else None
     Rewards((*rewards.members, *(monitors.members if monitors else ())))  # no two of one name
@@ -276,7 +276,7 @@ def evaluate(
     if initial is not None and not modality.compares:
         raise UserError("--initial: pictures have no perplexity or KL to compare by")
     usable = _prompts(prompts, column, None, 0)
-    with _bars():
+    with bars():
         candidates = sampler.sample(located, usable, k, (seed, "heldout"))
         scored = monitors.watch(rewards(candidates)) if monitors else rewards(candidates)
         figures = modality.appraise(scored, located, pick.model(initial) if initial else located, reference)
@@ -286,7 +286,7 @@ def evaluate(
         console().print(f"{name:>14}  {value:.4g}", highlight=False)
 
 
-def _check_out(out: Path, folder: bool = False) -> None:
+def check_out(out: Path, folder: bool = False) -> None:
     """Before any work: can ``out`` be written, without anything of the user's being overwritten?"""
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
@@ -297,7 +297,7 @@ def _check_out(out: Path, folder: bool = False) -> None:
         raise UserError(f"--out {out}: holds something else than a tuned policy; name an empty or new directory")
 
 
-def _bars() -> Any:
+def bars() -> Any:
     from .show import Show
 
     return Show(console()).live()

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from .errors import UserError
 from .models import Tokenizer
-from .types import Prompt, Text
+from .types import Message, Prompt, Text
+
+# The template of classifiers that bring none, in the form of Anthropic's dialogues
+PLAIN_CHAT = (
+    "{{ cls_token or bos_token }}{% for turn in messages %}"
+    "{{ '\\n\\n' + {'user': 'Human'}.get(turn['role'], turn['role'] | capitalize) + ': ' + turn['content'] }}"
+    "{% endfor %}{{ sep_token or eos_token }}"
+)
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """A text with the tokenizer's special tokens, open at the end."""
+    ids = _one_bos(tokenizer, tokenizer(text)["input_ids"])
+    # Some tokenizers end every text with end-of-sequence; a continuation must not begin behind one.
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """A chat goes through the chat template (which brings its own special tokens), a text gets the tokenizer's."""
     if isinstance(prompt.content, str):
-        ids = tokenizer(prompt.content)["input_ids"]
-        # Some tokenizers end every text with end-of-sequence; a continuation must not begin behind one.
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
+        ids = encode_text(tokenizer, prompt.content)
     else:
         if not tokenizer.chat_template:
             raise UserError("prompts: chat messages need a tokenizer with a chat template; give `prompt` as text")
-        messages = [dict(turn) for turn in prompt.content]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = _chat(tokenizer, prompt.content, add_generation_prompt=True)
     if not ids:
         raise UserError(f"prompts: {prompt.id!r} has no tokens")
-    return list(ids)
+    return ids
 
 
 def output_ids(tokenizer: Tokenizer, output: Text) -> list[int]:
@@ -32,3 +42,39 @@ def output_ids(tokenizer: Tokenizer, output: Text) -> list[int]:
     if output.finish_reason == "stop" and tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return ids
+
+
+def encode_demonstration(
+    tokenizer: Tokenizer, content: str | tuple[Message, ...] | None, output: str
+) -> tuple[list[int], list[int]]:
+    """Prompt and output of a person's example, end-of-sequence learned at its end; without a prompt (None) the first
+    token of the text stands for one (beginning-of-sequence, where the tokenizer writes it)."""
+    if content is not None:
+        return encode_prompt(tokenizer, Prompt("demonstration", content)), output_ids(tokenizer, Text(output))
+    ids = encode_text(tokenizer, output)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return ids[:1], [*ids[1:], *end]
+
+
+def encode_answered(tokenizer: Tokenizer, content: str | tuple[Message, ...], answer: str) -> list[int]:
+    """A prompt with its answer, as a classifier is trained on it and scores it: a chat through the classifier's own
+    template with the answer as the last turn, a text joined with it."""
+    if isinstance(content, str):
+        return _one_bos(tokenizer, tokenizer(content + answer)["input_ids"])
+    if not tokenizer.chat_template:
+        raise UserError(
+            "reward: chat messages need a classifier with a chat template; train it on chats, or give `prompt` as text"
+        )
+    return _chat(tokenizer, (*content, {"role": "assistant", "content": answer}))
+
+
+def _chat(tokenizer: Tokenizer, messages: tuple[Message, ...], add_generation_prompt: bool = False) -> list[int]:
+    turns = [dict(turn) for turn in messages]
+    found = tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, return_dict=True)
+    return _one_bos(tokenizer, found["input_ids"])
+
+
+def _one_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """A text that begins with the written beginning-of-sequence gets no second one from the tokenizer."""
+    twice = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+    return list(ids[1:] if twice else ids)

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from .. import progress
 from ..batches import within_budget
 from ..errors import UserError
-from ..models import Tokenizer, compute_dtype, device, load_model, load_tokenizer, resident
+from ..models import Tokenizer, compute_dtype, context_length, device, load_model, load_tokenizer, resident
+from ..tokens import encode_answered
 from ..types import Candidate
 
 log = logging.getLogger("raftune")
@@ -33,17 +34,22 @@ class ClassifierReward:
     batch_tokens: int = 16384
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float | None]:
-        model, tokenizer = resident.get(self.policy, "classify", lambda: _load(self.policy))
+        model, _ = resident.get(self.policy, "classify", lambda: _load(self.policy))
         column = self._column(model)
-        limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-        inputs = [_encode(tokenizer, candidate) for candidate in candidates]
+        return [None if row is None else _value(row, column) for row in self.logits(candidates)]
+
+    def logits(self, candidates: Sequence[Candidate]) -> list[list[float] | None]:
+        """All outputs of the model, of each candidate; None where it is too long."""
+        model, tokenizer = resident.get(self.policy, "classify", lambda: _load(self.policy))
+        limit = context_length(tokenizer, model.config)
+        inputs = [encode_answered(tokenizer, one.prompt.content, one.output.text) for one in candidates]
         fitting = [row for row, ids in enumerate(inputs) if len(ids) <= limit]
         if len(fitting) < len(inputs):
             log.warning("reward %r: %d inputs over %d tokens not scored", self.name, len(inputs) - len(fitting), limit)
-        values: list[float | None] = [None] * len(inputs)
+        values: list[list[float] | None] = [None] * len(inputs)
         with progress.bar("classify", len(fitting)) as advance:
             for rows in within_budget(fitting, lambda row: (len(inputs[row]),), self.batch_tokens):
-                for row, value in zip(rows, _forward(model, tokenizer, [inputs[r] for r in rows], column), strict=True):
+                for row, value in zip(rows, _forward(model, tokenizer, [inputs[r] for r in rows]), strict=True):
                     values[row] = value
                 advance(len(rows))
         return values
@@ -70,17 +76,11 @@ def _load(policy: str) -> tuple[PreTrainedModel, Tokenizer]:
     return model, tokenizer
 
 
-def _encode(tokenizer: Tokenizer, candidate: Candidate) -> list[int]:
-    content, text = candidate.prompt.content, candidate.output.text
-    if isinstance(content, str):
-        return list(tokenizer(content + text)["input_ids"])
-    messages = [*(dict(turn) for turn in content), {"role": "assistant", "content": text}]
-    return list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+def _value(logits: list[float], column: int | None) -> float:
+    return logits[0] if column is None else float(torch.tensor(logits).log_softmax(-1)[column])
 
 
 @torch.inference_mode()
-def _forward(model: PreTrainedModel, tokenizer: Tokenizer, inputs: list[list[int]], column: int | None) -> list[float]:
+def _forward(model: PreTrainedModel, tokenizer: Tokenizer, inputs: list[list[int]]) -> list[list[float]]:
     batch = tokenizer.pad({"input_ids": inputs}, return_tensors="pt").to(model.device)
-    logits_BC = model(**batch).logits.float()
-    scores_B = logits_BC[:, 0] if column is None else logits_BC.log_softmax(-1)[:, column]
-    return scores_B.tolist()
+    return model(**batch).logits.float().tolist()

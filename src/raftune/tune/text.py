@@ -49,9 +49,6 @@ class TextLearner:
         """Write the tuned checkpoint to ``out``: a model folder, or an adapter folder with ``lora``."""
         if not chosen:
             raise UserError("tune: nothing to learn from")
-        start = time.perf_counter()
-        resident.free()
-        set_seed(seed_of("tune", *seed) % 2**32)  # LoRA's initial weights and dropout draw from the global generator
         tokenizer = load_tokenizer(policy)
         pairs = [
             (encode_prompt(tokenizer, s.candidate.prompt), output_ids(tokenizer, s.candidate.output)) for s in chosen
@@ -59,6 +56,14 @@ class TextLearner:
         pairs = [(prompt, output) for prompt, output in pairs if output]
         if not pairs:
             raise UserError("tune: every chosen output is empty")
+        return self.learn(policy, pairs, out, seed)
+
+    def learn(self, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]) -> Policy:
+        """The same from token ids: of each pair the prompt's, which carry no loss, and the output's."""
+        start = time.perf_counter()
+        resident.free()
+        set_seed(seed_of("tune", *seed) % 2**32)  # LoRA's initial weights and dropout draw from the global generator
+        tokenizer = load_tokenizer(policy)
         session = self.fit(policy, pairs, out, seed)
         with files.replacing_folder(out) as part:
             with quiet():
