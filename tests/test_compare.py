@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ def test_the_bootstrap_is_over_whole_prompts() -> None:
     alone = [[value] for group in groups for value in group]  # pairs as if independent: another, narrower interval
     narrow = bootstrap(alone, seed=3, resamples=20_000)
     assert narrow[1] - narrow[0] < 0.8 * (high - low)
-    assert bootstrap(groups, 5) == bootstrap(groups, 5) != bootstrap(groups, 6)
+    many = [[number / 50] for number in range(50)]
+    assert bootstrap(many, 5) == bootstrap(many, 5) != bootstrap(many, 6)
 
 
 def test_where_nothing_varies_the_interval_is_wilsons() -> None:
@@ -223,14 +225,14 @@ def test_a_server_judges(endpoint: type, tmp_path: Path) -> None:
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_local_judge_says_what_its_model_finds_likelier(chat: bool, tmp_path: Path) -> None:
     """Against the next-token probabilities of the library: one byte is one token."""
-    model_folder = build_model(tmp_path / "judge", seed=7, max_position_embeddings=1500)
+    model_folder = build_model(tmp_path / "judge", seed=1, scale=6.0, max_position_embeddings=1500)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     if not chat:
         tokenizer.chat_template = None
         (model_folder / "chat_template.jinja").unlink(missing_ok=True)
         tokenizer.save_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
-    texts = [question(Prompt("p", f"Prompt {i}"), "one" * i, "two") for i in range(1, 8)]
+    texts = [f"{word} {word}?" for word in ("one", "film", "Prompt", "what", "zz", "0", "the end", "Q", "or", "why")]
     expected = []
     for text in texts:
         ids = tokenizer(text if chat else text + " ")["input_ids"]
@@ -290,11 +292,16 @@ def test_pictures_are_copied_under_names_that_tell_nothing(tmp_path: Path) -> No
 
 @pytest.fixture
 def runs(work: Path, tiny: Path) -> tuple[Path, Path]:  # noqa: F811
-    """Two runs of one recipe with other learning rates."""
+    """A run of two rounds, and its copy as another one."""
     recipe = write_recipe(work, tiny, evaluate={"k": 4, "monitor": {"use": "vader", "name": "mood"}})
-    for name, rate in (("a", 1e-3), ("b", 3e-3)):
-        made = call("run", recipe, "--out", work / name, "--set", f"tune.learning_rate={rate}", "--set", "rounds=1")
-        assert made.exit_code == 0, made.output
+    made = call("run", recipe, "--out", work / "a", "--set", "sample.shard=8")
+    assert made.exit_code == 0, made.output
+    shutil.copytree(work / "a", work / "b", symlinks=True, ignore=shutil.ignore_patterns("policy"))
+    with (work / "b" / "rounds" / "0001" / "metrics.json").open("r+") as file:
+        row = json.load(file)
+        file.seek(0)
+        json.dump({**row, "heldout/reward_mean": -1e6}, file)  # other figures: another run
+        file.truncate()
     return work / "a", work / "b"
 
 
@@ -305,10 +312,10 @@ def held(run: Path, number: int) -> list[Scored]:
 def test_two_runs_and_a_run_with_its_start(runs: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = runs
     out = tmp_path / "out"
-    result = call("compare", a, b, "--round-a", 1, "--round-b", 1, "--out", out)
+    result = call("compare", a, b, "--round-a", 1, "--round-b", 2, "--out", out)
     assert result.exit_code == 0, result.output
     told = json.loads((out / "compare.json").read_text())
-    rewards = list(zip((s.reward for s in held(a, 1)), (s.reward for s in held(b, 1)), strict=True))
+    rewards = list(zip((s.reward for s in held(a, 1)), (s.reward for s in held(b, 2)), strict=True))
     assert (told["win"], told["tie"], told["loss"]) == tuple(
         sum(rule(x, y) for x, y in rewards) for rule in (lambda x, y: x > y, lambda x, y: x == y, lambda x, y: x < y)
     )
@@ -328,7 +335,7 @@ def test_two_runs_and_a_run_with_its_start(runs: tuple[Path, Path], tmp_path: Pa
     moods = [(x.parts["mood"], y.parts["mood"]) for x, y in zip(held(a, 1), held(a, 0), strict=True)]
     assert told["win"] == sum(x > y for x, y in moods)
     assert told["b"]["round"] == 0
-    tables = [path / "rounds" / "0001" / "heldout.parquet" for path in (a, b)]
+    tables = [path / "rounds" / number / "heldout.parquet" for path, number in ((a, "0001"), (b, "0002"))]
     by_length = call("compare", *tables, "--by", f"{a.parent / 'my_rewards.py'}:vowels", "--out", tmp_path / "tables")
     assert by_length.exit_code == 0, by_length.output
     again = json.loads((tmp_path / "tables" / "compare.json").read_text())
@@ -417,7 +424,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, tiny: Path) -> None:
     fails(a, tmp_path / "apart.parquet", told=["in common"])
     fails(a, tmp_path / "seen.parquet", told=["text", "image"])
     fails(a, b, told=["no pair has a reward"])
-    fails(a, b, "--by", "monitor:mood", told=["monitor:mood", "m, r"])
+    fails(a, b, "--by", "monitor:mood", told=["monitor:mood", "r, m"])
     fails(a, b, "--by", "nonsense", told=["nonsense"])
     fails(a, b, "--by", "judge", told=["--judge-model"])
     fails(a, b, "--by", "judge", "--judge-model", tiny, "--judge-url", "http://x", told=["--judge-url"])
