@@ -89,11 +89,9 @@ def plot(told: Mapping[str, Any], sides: Mapping[str, Side], path: Path) -> bool
             axes.set_xscale("log", base=2)
             axes.set(xlabel="n", ylabel="expected best of n", title=f"by {told['by']}")
         else:
-            for name, rows in rounds.items():
-                if rows:
-                    axes.plot(
-                        [row["round"] for row in rows], [row[plots.REWARD] for row in rows], "o-", label=name.upper()
-                    )
+            for name, rows in ((name, rows) for name, rows in rounds.items() if rows):
+                label = f"{name.upper()}: {sides[name].path.parents[2].name}"
+                axes.plot([row["round"] for row in rows], [row[plots.REWARD] for row in rows], "o-", label=label)
             axes.set(xlabel="round", ylabel="reward", title="held-out reward, each run's own")
         axes.legend(fontsize="small")
     plots.save(figure, path)

@@ -43,7 +43,7 @@ def side(path: Path, number: int | None = None) -> Side:
     if not (path / "rounds").is_dir():
         if path.is_dir():
             raise UserError(f"{path}: holds no rounds; give a run directory or a table that `score` wrote")
-        if number is not None:
+        if number is not None and path.exists():
             raise UserError(f"{path}: is a table and has no rounds; leave out its --round or --initial")
         return _read(path, path.stem)
     rounds = [read_json(file) for file in sorted(path.glob("rounds/*/metrics.json"))]
