@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "raftune"
 MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py"))
-HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "vllm", "ray"}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets", "diffusers", "vllm", "ray", "openai"}
 BACKENDS = ("sample/", "reward/", "tune/", "evaluate/")
 
 # What each of these may import of ours. Everything that is not listed is a tool of the backends.
@@ -28,8 +28,13 @@ ALLOWED = {
     "picture": {"errors", "files"},
     "store": {"errors", "files", "interrupt", "memory", "progress", "protocols", "score", "table", "types"},
     "loop": {"protocols", "rank", "score", "store", "types"},
-    "config": set(),
-    "recipe": {"config", "errors"},
+    "strict": set(),
+    "sources": {"strict"},
+    "config": {"sources", "strict"},
+    "recipe": {"config", "errors", "sources"},
+    "pool": {"errors", "prompts", "types"},
+    "endpoint": {"errors", "interrupt", "progress"},
+    "provenance": {"types"},
 }
 LIGHT = [
     *ALLOWED,
@@ -38,6 +43,7 @@ LIGHT = [
     "cli",
     "pick",
     "stages",
+    "stream",
     "show",
     "imports",
     "__init__",
@@ -45,6 +51,9 @@ LIGHT = [
     "reward/functions",
     "reward/jpeg",
     "reward/pictures",
+    "sample/endpoint",
+    "sample/mixture",
+    "sample/pool",
 ]
 
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import yaml
 
-from . import files, table
+from . import files, pick, table
 from .build import Parts
 from .errors import UserError
 from .loop import raft
 from .prompts import draw
+from .provenance import by_source
 from .rank import rank
 from .store import RoundFolder, Run
-from .types import Scored
+from .stream import Stream
+from .types import Prompt, Scored
 
 log = logging.getLogger("raftune")
 
@@ -37,16 +39,19 @@ class Experiment:
             part.write_text(yaml.safe_dump(parts.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         return cls(parts, run)
 
-    def rounds(self) -> Iterator[dict[str, Any]]:
-        """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first."""
+    def rounds(self, stream: Stream | None = None) -> Iterator[dict[str, Any]]:
+        """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first.
+
+        With a ``stream`` prompts and candidates are those that come in, and it says when to end.
+        """
         recipe, parts, run = self.parts.recipe, self.parts, self.run
         self._compare_rewards()
         for number in range(run.last + 1):
             yield self.complete(number)
         loop = raft(
             run,
-            lambda number: draw(parts.prompts.train, number, recipe.sample.prompts_per_round, recipe.seed),
-            parts.sampler,
+            stream.draw if stream else self._draw,
+            stream or parts.sources,
             parts.rewards,
             parts.learner,
             recipe.sample.k,
@@ -56,8 +61,14 @@ class Experiment:
             recipe.sample.shard,
             recipe.select.buffer,
         )
-        while not self.out_of_patience and (round := next(loop, None)) is not None:
-            yield self.complete(round.number)
+        while run.last < recipe.rounds and not self.out_of_patience:
+            if stream and not stream.ready(run.last + 1):
+                return
+            yield self.complete(next(loop).number)
+
+    def _draw(self, number: int) -> list[Prompt]:
+        recipe = self.parts.recipe
+        return draw(self.parts.prompts.train, number, recipe.sample.prompts_per_round, recipe.seed)
 
     def complete(self, number: int) -> dict[str, Any]:
         """Add to a committed round's figures what the loop does not know, if it is not there; keep the best weights."""
@@ -81,14 +92,20 @@ class Experiment:
         """Figures of what was sampled, and of the prompts whose ranking tells nothing."""
         here, run = self.run.round(number), self.run
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
-        seconds = run.metrics(number).get("time/sample_s")
+        alone = self.parts.recipe.sample.sources is None and self.parts.shards is None
+        seconds = run.metrics(number).get("time/sample_s") if alone else None  # else it is not the policy's rate
         figures = self.parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
+        if tell := getattr(self.parts.sources, "figures", None):
+            figures |= tell((self.parts.recipe.seed, number))
+        chosen = table.read_scored(here.folder / "chosen.parquet", run.codec)
         rankings = rank(scored)
         counts = {
             "select/tied_prompts": sum(ranking.all_tied for ranking in rankings),
             "select/unscored_prompts": sum(not ranking.scored for ranking in rankings),
         }
-        run.log(number, {f"sample/{name}": value for name, value in figures.items()} | counts)
+        run.log(
+            number, {f"sample/{name}": value for name, value in figures.items()} | counts | by_source(scored, chosen)
+        )
 
     def _evaluate(self, number: int) -> None:
         """Figures on the held-out prompts and on the recipe's further ones."""
@@ -171,10 +188,10 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
         ("select", repr(rule)),
         ("tune", repr(learner)),
     ]
-    some = [
-        max(prompts.train + prompts.heldout, key=lambda prompt: len(str(prompt.content)))
-    ]  # the one that may not fit
-    drawn = parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
+    asked = prompts.train if recipe.sample.sources else prompts.train + prompts.heldout  # pools may know those alone
+    some = [max(asked, key=lambda prompt: len(str(prompt.content)))]  # the one that may not fit
+    trial = pick.sources(recipe.sample.trial(max(samples, 1)), parts.beside)
+    drawn = trial.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
     scored = parts.rewards(drawn)
     if parts.judges:
         parts.judges(drawn)

@@ -32,3 +32,16 @@ def output_ids(tokenizer: Tokenizer, output: Text) -> list[int]:
     if output.finish_reason == "stop" and tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
     return ids
+
+
+def reads_as(tokenizer: Tokenizer, output: Text) -> bool:
+    """Are ``token_ids`` this tokenizer's? They decode to the text, of which a stop string may have been cut."""
+    ids = output.token_ids or ()
+    if any(not 0 <= token < len(tokenizer) for token in ids):
+        return False
+    return tokenizer.decode(list(ids), skip_special_tokens=True).startswith(output.text)
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Does every id mean the same to both, the end of a text included?"""
+    return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()
