@@ -60,7 +60,8 @@ LIGHT = [
 def imports(module: str, inside_functions: bool) -> set[str]:
     """Absolute names as they stand; ours as paths below src/raftune."""
     tree = ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))
-    nested = {inner for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nested = {inner for node in ast.walk(tree) if isinstance(node, functions) for inner in ast.walk(node)}
     typing_only = {
         inner
         for node in ast.walk(tree)

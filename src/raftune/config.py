@@ -166,7 +166,7 @@ class SetConfig(Strict, frozen=True):
 
     path: str | None = None
     k: int = Field(default=1, ge=1)
-    sample: dict[str, Any] = {}
+    sample: dict[str, Any] = Field(default_factory=dict)
 
 
 def _listed(value: Any) -> Any:
@@ -186,7 +186,7 @@ class EvaluateConfig(Strict, frozen=True):
     every: int = Field(default=1, ge=1)
     patience: int | None = Field(default=None, ge=1)
     judge: Rewards = ()
-    also: dict[str, SetConfig] = {}
+    also: dict[str, SetConfig] = Field(default_factory=dict)
 
 
 class Recipe(Strict, frozen=True):

@@ -23,7 +23,7 @@ class ModelSource(Strict, frozen=True):
     use: Literal["model"]
     k: int = Field(ge=1)
     model: str
-    sample: dict[str, Any] = {}
+    sample: dict[str, Any] = Field(default_factory=dict)
 
 
 class PriceConfig(Strict, frozen=True):

@@ -52,17 +52,18 @@ class Stream:
         while True:
             interrupt.check()
             over = next((name for name in ENDS if (self.folder / name).exists()), None)  # before looking for files
-            found = self._readable(number, count)
-            if len(found) >= count or (over and found):
+            found, pending = self._readable(number, count)
+            last = over and not pending
+            if len(found) >= count or (last and found):
                 digests = {path.name: _digest(path) for path in found}
                 files.write_json(self._taken(number), digests)
                 return True
             if len(found) != seen:
                 since, seen = time.monotonic(), len(found)
-            if over:
+            if last:
                 self.ended = f"{self.folder / over} is there and every shard was used"
                 return False
-            if time.monotonic() - since > self.idle:
+            if not pending and time.monotonic() - since > self.idle:
                 left = f", {len(found)} of the {count} shards of a round are there" if found else ""
                 self.ended = f"no new shard in {self.folder} for {self.idle:g} s{left}"
                 return False
@@ -108,16 +109,18 @@ class Stream:
             found.append(path)
         return found
 
-    def _readable(self, number: int, count: int) -> list[Path]:
-        """The next files that no round took, in the order of their names, up to the first that is not whole yet."""
+    def _readable(self, number: int, count: int) -> tuple[list[Path], bool]:
+        """The next files that no round took, in the order of their names, up to the first that is not whole yet;
+        and whether there is such a one."""
         used = {name for earlier in range(1, number) for name in files.read_json(self._taken(earlier))}
-        found = []
-        for path in sorted(self._files()):
-            if path.name not in used:
-                if len(found) == count or not self._whole(path):
-                    break
-                found.append(path)
-        return found
+        found: list[Path] = []
+        for path in sorted(path for path in self._files() if path.name not in used):
+            if len(found) == count:
+                break
+            if not self._whole(path):
+                return found, True
+            found.append(path)
+        return found, False
 
     def _files(self) -> Iterator[Path]:
         for path in self.folder.iterdir():
