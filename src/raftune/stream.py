@@ -53,7 +53,7 @@ class Stream:
             interrupt.check()
             over = next((name for name in ENDS if (self.folder / name).exists()), None)  # before looking for files
             found, pending = self._readable(number, count)
-            last = over and not pending
+            last = over is not None and not pending
             if len(found) >= count or (last and found):
                 digests = {path.name: _digest(path) for path in found}
                 files.write_json(self._taken(number), digests)
@@ -61,7 +61,7 @@ class Stream:
             if len(found) != seen:
                 since, seen = time.monotonic(), len(found)
             if last:
-                self.ended = f"{self.folder / over} is there and every shard was used"
+                self.ended = f"{self.folder / str(over)} is there and every shard was used"
                 return False
             if not pending and time.monotonic() - since > self.idle:
                 left = f", {len(found)} of the {count} shards of a round are there" if found else ""
