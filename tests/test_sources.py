@@ -150,15 +150,15 @@ def test_a_teacher_draws_whatever_the_policy(tiny: Path, tmp_path: Path) -> None
 def test_a_mixture_numbers_through_and_leaves_the_policys_draws_alone(tiny: Path, tmp_path: Path) -> None:
     prompts = prompts_of("one", "two")
     people = pool_of(tmp_path, {"prompt_id": "p1", "output": "x"}, {"prompt_id": "p1", "output": "y", "source": "ann"})
-    members = (Member("people", people, None), Member("policy", TextSampler(8), 2, True))
+    members = (Member("people", people, None, tells=True), Member("student", TextSampler(8), 2, True))
     mixture = Mixture(members)
     drawn = mixture.sample(tiny, prompts, 3, (0, 1))
     assert [(one.prompt.id, one.index, one.source) for one in drawn] == [
-        *(("p0", 0, "policy"), ("p0", 1, "policy")),
-        *(("p1", 0, "people"), ("p1", 1, "ann"), ("p1", 2, "policy"), ("p1", 3, "policy")),
+        *(("p0", 0, "student"), ("p0", 1, "student")),
+        *(("p1", 0, "people"), ("p1", 1, "ann"), ("p1", 2, "student"), ("p1", 3, "student")),
     ]
     alone = TextSampler(8).sample(tiny, prompts, 2, (0, 1))
-    assert [one.output for one in drawn if one.source == "policy"] == [one.output for one in alone]
+    assert [one.output for one in drawn if one.source == "student"] == [one.output for one in alone]
     assert mixture.covers(prompts[0])
     assert not Mixture(members[:1]).covers(prompts[0])
 

@@ -87,7 +87,7 @@ class Parts:
     def prompts(self) -> prompt_rules.Prompts:
         length = self.modality.prompt_length(self.model)
         if self.shards is not None:
-            return prompts(self.recipe, length, self.beside)
+            return prompts(self.recipe, length, self.beside, drawn=False)
         return drawn_from(self.recipe, prompts(self.recipe, length, self.beside), self.sources)
 
     @cached_property
@@ -142,8 +142,10 @@ def read_prompts(
     return prompt_rules.tidy(prompt_rules.parse(rows, config.column), length, config.max_tokens)
 
 
-def prompts(recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path = Path()) -> prompt_rules.Prompts:
-    """Read, tidy and split the prompts; count what fell to which rule."""
+def prompts(
+    recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path = Path(), drawn: bool = True
+) -> prompt_rules.Prompts:
+    """Read, tidy and split the prompts; count what fell to which rule. ``drawn``: rounds are drawn from them."""
     config = recipe.prompts
     usable, counts = read_prompts(recipe, config.path, length, beside)
     if isinstance(config.heldout, str):
@@ -155,6 +157,8 @@ def prompts(recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path
         raise UserError(f"prompts.heldout: {config.heldout} has no usable prompt")
     kept = prompt_rules.without(train, heldout) if config.disjoint else train
     counts["also_heldout"] = len(train) - len(kept)
+    if drawn:
+        _enough(recipe, len(kept))
     return prompt_rules.Prompts(tuple(kept), tuple(heldout), counts)
 
 
@@ -165,9 +169,13 @@ def drawn_from(recipe: Recipe, found: prompt_rules.Prompts, sources: Sampler) ->
     covers = getattr(sources, "covers", lambda prompt: True)
     train = tuple(prompt for prompt in found.train if covers(prompt))
     counts = {**found.counts, "unanswered": len(found.train) - len(train)}
-    if recipe.sample.prompts_per_round > len(train):
+    _enough(recipe, len(train))
+    return prompt_rules.Prompts(train, found.heldout, counts)
+
+
+def _enough(recipe: Recipe, left: int) -> None:
+    if recipe.sample.prompts_per_round > left:
         raise UserError(
-            f"sample.prompts_per_round: {recipe.sample.prompts_per_round} is more than the {len(train)} prompts "
+            f"sample.prompts_per_round: {recipe.sample.prompts_per_round} is more than the {left} prompts "
             f"that {recipe.prompts.path} leaves to train on"
         )
-    return prompt_rules.Prompts(train, found.heldout, counts)

@@ -114,7 +114,7 @@ def sources(config: SampleConfig, beside: Path = Path(), folder: Path | None = N
 
     return Mixture(
         tuple(
-            Member(name, source(name, one, config, beside, folder), one.k, one.use == "policy")
+            Member(name, source(name, one, config, beside, folder), one.k, one.use == "policy", one.use == "pool")
             for name, one in config.sources.items()
         )
     )

@@ -11,13 +11,15 @@ from ..types import Candidate, Policy, Prompt
 
 @dataclass(frozen=True)
 class Member:
-    """One source: its name in every row (unless the row has its own), and how many of it per prompt (None: all)."""
+    """One source: its name in every row, and how many of it per prompt (None: all)."""
 
     name: str
     sampler: Sampler
     k: int | None
     own: bool = False
     """The policy itself: drawn as without a mixture."""
+    tells: bool = False
+    """Its rows say themselves who wrote them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Mixture:
             address = seed if member.own else (*seed, member.name)
             for one in member.sampler.sample(policy, prompts, member.k, address):  # type: ignore[arg-type]
                 place = len(found[one.prompt.id])
-                found[one.prompt.id].append(replace(one, index=place))
+                source = one.source if member.tells else member.name
+                found[one.prompt.id].append(replace(one, index=place, source=source))
         return [one for prompt in prompts for one in found[prompt.id]]
 
     def check(self, train: Sequence[Prompt], heldout: Sequence[Prompt]) -> None:
