@@ -21,6 +21,7 @@ HEAVY = {
     "trl",
     "sklearn",
     "matplotlib",
+    "openai",
 }
 BACKENDS = ("sample/", "reward/", "tune/", "evaluate/")
 
@@ -45,8 +46,13 @@ ALLOWED = {
     "picture": {"errors", "files"},
     "store": {"errors", "files", "interrupt", "memory", "progress", "protocols", "score", "table", "types"},
     "loop": {"protocols", "rank", "score", "store", "types"},
-    "config": set(),
-    "recipe": {"config", "errors"},
+    "strict": set(),
+    "sources": {"strict"},
+    "config": {"sources", "strict"},
+    "recipe": {"config", "errors", "sources"},
+    "pool": {"errors", "prompts", "types"},
+    "endpoint": {"errors", "interrupt", "progress"},
+    "provenance": {"types"},
 }
 LIGHT = [
     *ALLOWED,
@@ -56,6 +62,7 @@ LIGHT = [
     "pick",
     "preparation",
     "stages",
+    "stream",
     "show",
     "imports",
     "__init__",
@@ -77,13 +84,17 @@ LIGHT = [
     "reward/math_answer",
     "reward/pictures",
     "reward/texts",
+    "sample/endpoint",
+    "sample/mixture",
+    "sample/pool",
 ]
 
 
 def imports(module: str, inside_functions: bool) -> set[str]:
     """Absolute names as they stand; ours as paths below src/raftune."""
     tree = ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))
-    nested = {inner for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    nested = {inner for node in ast.walk(tree) if isinstance(node, functions) for inner in ast.walk(node)}
     typing_only = {
         inner
         for node in ast.walk(tree)

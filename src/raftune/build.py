@@ -20,15 +20,18 @@ from .score import Rewards
 from .types import Prompt
 
 RESERVED = {"heldout", "sample", "chosen", "select", "tune", "time", "memory", "round"}
-ALSO = re.compile(r"evaluate\.also\.\w+\.path")
+FILES = re.compile(r"evaluate\.also\.\w+\.path|sample\.sources\.[\w-]+\.path")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A recipe's implementations. ``beside`` is the recipe's folder."""
+    """A recipe's implementations. ``beside`` is the recipe's folder; ``folder`` the run's, where what was paid for is
+    kept; ``shards``: so many of a watched folder make a round, and the recipe's prompts are only held out."""
 
     recipe: Recipe
     beside: Path = Path()
+    folder: Path | None = None
+    shards: int | None = None
 
     @cached_property
     def model(self) -> str:
@@ -41,7 +44,14 @@ class Parts:
 
     @cached_property
     def sampler(self) -> Sampler:
+        """What is evaluated with: the policy's own."""
         return pick.sampler(self.recipe.sample, self.beside)
+
+    @cached_property
+    def sources(self) -> Sampler:
+        """What a round's candidates come from."""
+        folder = None if self.folder is None else self.folder / "endpoint"
+        return pick.sources(self.recipe.sample, self.beside, folder)
 
     @cached_property
     def learner(self) -> Learner:
@@ -55,7 +65,16 @@ class Parts:
     def shaped(self) -> Rewards:
         """What candidates are ranked by: the reward, less β·log(p/p0) where the recipe has a ``kl_coefficient``."""
         beta = getattr(self.recipe, "kl_coefficient", 0.0)
-        return pick.kl_shaped(self.rewards, beta, self.model) if beta else self.rewards
+        if not beta:
+            return self.rewards
+        others = [name for name, source in (self.recipe.sample.sources or {}).items() if source.use != "policy"]
+        if others or self.shards is not None:
+            where = f"sample.sources.{others[0]}" if others else "a watched folder"
+            raise UserError(
+                f"kl_coefficient: {where} does not tell how likely the policy finds its answers; leave β at 0, or "
+                "sample from the policy alone"
+            )
+        return pick.kl_shaped(self.rewards, beta, self.model)
 
     @cached_property
     def monitors(self) -> Rewards | None:
@@ -85,7 +104,10 @@ class Parts:
 
     @cached_property
     def prompts(self) -> prompt_rules.Prompts:
-        return prompts(self.recipe, self.modality.prompt_length(self.model), self.beside)
+        length = self.modality.prompt_length(self.model)
+        if self.shards is not None:
+            return prompts(self.recipe, length, self.beside, drawn=False)
+        return drawn_from(self.recipe, prompts(self.recipe, length, self.beside), self.sources)
 
     @cached_property
     def probes(self) -> dict[str, Probe]:
@@ -96,11 +118,11 @@ class Parts:
             if name in RESERVED or not name.isidentifier():
                 raise UserError(f"evaluate.also.{name}: figures of that name have another meaning; choose another")
             drawn = self.recipe.sample
-            for key in {"k", "prompts_per_round", "shard", "backend"} & config.sample.keys():
+            for key in {"k", "prompts_per_round", "shard", "backend", "sources"} & config.sample.keys():
                 raise UserError(f"evaluate.also.{name}.sample.{key}: does nothing there; k stands beside sample")
             if config.sample:
                 where = f"evaluate.also.{name}.sample"
-                drawn = validated(type(drawn), drawn.model_dump() | config.sample, where)
+                drawn = validated(type(drawn), drawn.model_dump(exclude={"sources", "k"}) | config.sample, where)
             asked = self.prompts.heldout
             if config.path is not None:
                 asked = tuple(read_prompts(self.recipe, config.path, None, self.beside)[0])
@@ -112,8 +134,8 @@ class Parts:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run's fingerprint holds: the recipe and the content of its local files."""
-        settings = self.recipe.settings
-        paths = [key for key in settings if key in {"prompts.path", "prompts.heldout"} or ALSO.fullmatch(key)]
+        settings = self.recipe.settings | ({} if self.shards is None else {"watch.shards": self.shards})
+        paths = [key for key in settings if key in {"prompts.path", "prompts.heldout"} or FILES.fullmatch(key)]
         for key in paths:
             file = pick.beside_of(str(settings[key]), self.beside)
             if file.is_file():
@@ -139,8 +161,10 @@ def read_prompts(
     return prompt_rules.tidy(prompt_rules.parse(rows, config.column), length, config.max_tokens)
 
 
-def prompts(recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path = Path()) -> prompt_rules.Prompts:
-    """Read, tidy and split the prompts; count what fell to which rule."""
+def prompts(
+    recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path = Path(), drawn: bool = True
+) -> prompt_rules.Prompts:
+    """Read, tidy and split the prompts; count what fell to which rule. ``drawn``: rounds are drawn from them."""
     config = recipe.prompts
     usable, counts = read_prompts(recipe, config.path, length, beside)
     if isinstance(config.heldout, str):
@@ -152,9 +176,25 @@ def prompts(recipe: Recipe, length: Callable[[Prompt], int] | None, beside: Path
         raise UserError(f"prompts.heldout: {config.heldout} has no usable prompt")
     kept = prompt_rules.without(train, heldout) if config.disjoint else train
     counts["also_heldout"] = len(train) - len(kept)
-    if recipe.sample.prompts_per_round > len(kept):
-        raise UserError(
-            f"sample.prompts_per_round: {recipe.sample.prompts_per_round} is more than the {len(kept)} prompts "
-            f"that {config.path} leaves to train on"
-        )
+    if drawn:
+        _enough(recipe, len(kept))
     return prompt_rules.Prompts(tuple(kept), tuple(heldout), counts)
+
+
+def drawn_from(recipe: Recipe, found: prompt_rules.Prompts, sources: Sampler) -> prompt_rules.Prompts:
+    """The prompts that a round can be drawn from: where all candidates come from pools, those with an answer."""
+    if check := getattr(sources, "check", None):
+        check(found.train, found.heldout)
+    covers = getattr(sources, "covers", lambda prompt: True)
+    train = tuple(prompt for prompt in found.train if covers(prompt))
+    counts = {**found.counts, "unanswered": len(found.train) - len(train)}
+    _enough(recipe, len(train))
+    return prompt_rules.Prompts(train, found.heldout, counts)
+
+
+def _enough(recipe: Recipe, left: int) -> None:
+    if recipe.sample.prompts_per_round > left:
+        raise UserError(
+            f"sample.prompts_per_round: {recipe.sample.prompts_per_round} is more than the {left} prompts "
+            f"that {recipe.prompts.path} leaves to train on"
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .errors import UserError
 from .exits import exits
 from .preparation import preparation
 from .stages import console, say_dropped, stages
@@ -74,7 +76,8 @@ def run(
             terminal.print(finding, markup=False, highlight=False)
         terminal.print("[green]ready[/green]")
         return
-    folder = out or (Path(parsed.out) if parsed.out else Path("runs") / recipe.stem)
+    folder = _folder(parsed, recipe, out)
+    parts = replace(parts, folder=folder)
     experiment_ = experiment.Experiment.open(parts, folder)
     with experiment_.run:
         say_dropped(terminal, parts.prompts.counts)
@@ -86,10 +89,60 @@ def run(
         _conclude(terminal, experiment_, folder)
 
 
+@app.command()
+@exits
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Where another process writes candidates: .jsonl or .parquet files.")],
+    recipe: Annotated[Path, typer.Option("--recipe", help="A recipe (YAML); its prompts are those held out.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory; overrides the recipe's `out`.")] = None,
+    shards: Annotated[int, typer.Option(min=1, help="Files that make a round.")] = 1,
+    idle: Annotated[float, typer.Option(min=0, help="Seconds without a new file after which it ends.")] = 600,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, like rounds=100; may be repeated.")
+    ] = None,
+) -> None:
+    """Rank and tune on candidates as they come in, until the folder holds a file DONE."""
+    from . import experiment, show
+    from . import recipe as recipes
+    from .build import Parts
+    from .stream import Stream
+
+    terminal = console()
+    parsed = recipes.load(recipe, change or [])
+    if parsed.modality != "text" or parsed.sample.sources is not None:
+        key = "sample.sources" if parsed.modality == "text" else "modality"
+        raise UserError(f"{recipe}: {key}: watch takes its candidates, texts, from the folder; leave it out")
+    where = _folder(parsed, recipe, out)
+    parts = Parts(parsed, recipe.parent, where, shards)
+    experiment_ = experiment.Experiment.open(parts, where)
+    with experiment_.run:
+        stream = Stream(parts, experiment_.run, folder, idle)
+        held = len(parts.prompts.heldout)
+        terminal.print(
+            f"{where}: up to {parsed.rounds} rounds of {shards} shards of {folder}, {held} prompts held out",
+            highlight=False,
+            soft_wrap=True,
+        )
+        view = show.Show(terminal, parts.watched)
+        with view.live():
+            for row in experiment_.rounds(stream):
+                view.round(row)
+        if stream.ended:
+            terminal.print(f"ended: {stream.ended}", highlight=False, soft_wrap=True)
+        _conclude(terminal, experiment_, where)
+
+
+def _folder(recipe: Recipe, path: Path, out: Path | None) -> Path:
+    return out or (Path(recipe.out) if recipe.out else Path("runs") / path.stem)
+
+
 def _plan(recipe: Recipe, prompts: Prompts, folder: Path) -> str:
     sample = recipe.sample
+    per_prompt = " + ".join(
+        f"{'all' if source.k is None else source.k} {name}" for name, source in (sample.sources or {}).items()
+    )
     return (
-        f"{folder}: up to {recipe.rounds} rounds of {sample.prompts_per_round} prompts × {sample.k}, "
+        f"{folder}: up to {recipe.rounds} rounds of {sample.prompts_per_round} prompts × {per_prompt or sample.k}, "
         f"{len(prompts.train)} prompts to train, {len(prompts.heldout)} held out"
     )
 

@@ -6,13 +6,12 @@ Paths in a recipe are looked for beside the recipe, then in the working director
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-
-class Strict(BaseModel, frozen=True):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+from .sources import HOW_ASKED, Source, SourceName
+from .strict import Strict
 
 
 class PromptsConfig(Strict, frozen=True):
@@ -42,14 +41,44 @@ class RewardConfig(Strict, frozen=True):
     label: str | None = None
 
 
-class SampleConfig(Strict, frozen=True):
-    """``prompts_per_round``: b; ``k``: candidates per prompt (K); ``shard``: prompts between two writes to disk."""
+def _sum_of_sources(known: dict[str, Any]) -> int:
+    """``k`` where it is not given: that of the sources, a pool without one adding what it has."""
+    sources = known.get("sources")
+    return max(1, sum(source.k or 0 for source in sources.values())) if sources else 8
 
+
+class SampleConfig(Strict, frozen=True):
+    """``prompts_per_round``: b; ``k``: candidates per prompt (K); ``shard``: prompts between two writes to disk.
+    ``sources``: where candidates come from, by name; None: from the policy alone."""
+
+    sources: dict[SourceName, Source] | None = Field(default=None, min_length=1)
     prompts_per_round: int = Field(default=32, ge=1)
-    k: int = Field(default=8, ge=1)
+    k: int = Field(default_factory=_sum_of_sources, ge=1)
     shard: int = Field(default=32, ge=1)
     batch_rows: int | None = Field(default=None, ge=1)
     backend: str
+
+    @field_validator("sources", mode="after")
+    @classmethod
+    def _one_policy(cls, sources: dict[str, Source] | None) -> dict[str, Source] | None:
+        if sum(source.use == "policy" for source in (sources or {}).values()) > 1:
+            raise ValueError("the policy can be a source once")
+        return sources
+
+    @field_validator("k", mode="after")
+    @classmethod
+    def _k_is_the_sum(cls, k: int, info: ValidationInfo) -> int:
+        if info.data.get("sources") and k != (total := _sum_of_sources(info.data)):
+            raise ValueError(f"is the sum of its sources, {total}; leave it out")
+        return k
+
+    def trial(self, samples: int) -> Self:
+        """The same with at most so many of each source."""
+        sources = {
+            name: source.model_copy(update={"k": min(source.k or samples, samples)})
+            for name, source in (self.sources or {}).items()
+        }
+        return self.model_copy(update={"sources": sources, "k": samples}) if sources else self
 
 
 class TextSampleConfig(SampleConfig, frozen=True):
@@ -73,6 +102,13 @@ class ImageSampleConfig(SampleConfig, frozen=True):
     negative_prompt: str | None = None
     scheduler: str | None = None
     backend: str = "image"
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _policy_alone(cls, sources: Any) -> Any:
+        if sources is not None:
+            raise ValueError("pictures come from the policy alone, for now; leave it out")
+        return sources
 
 
 class SelectConfig(Strict, frozen=True):
@@ -145,7 +181,7 @@ class SetConfig(Strict, frozen=True):
 
     path: str | None = None
     k: int = Field(default=1, ge=1)
-    sample: dict[str, Any] = {}
+    sample: dict[str, Any] = Field(default_factory=dict)
 
 
 def _listed(value: Any) -> Any:
@@ -167,7 +203,7 @@ class EvaluateConfig(Strict, frozen=True):
     patience: int | None = Field(default=None, ge=1)
     monitor: Rewards = ()
     reference: str = "reference"
-    also: dict[str, SetConfig] = {}
+    also: dict[str, SetConfig] = Field(default_factory=dict)
 
 
 class AlarmsConfig(Strict, frozen=True):
@@ -205,7 +241,8 @@ class Recipe(Strict, frozen=True):
     def settings(self) -> dict[str, Any]:
         """What must not change between the sessions of a run, flat."""
         free = {"out", "keep", "rounds", "evaluate.patience", *(f"alarms.{name}" for name in AlarmsConfig.model_fields)}
-        return {key: value for key, value in flatten(self.model_dump(mode="json")).items() if key not in free}
+        settings = flatten(self.model_dump(mode="json"))
+        return {key: value for key, value in settings.items() if key not in free and not HOW_ASKED.fullmatch(key)}
 
 
 class TextRecipe(Recipe, frozen=True):

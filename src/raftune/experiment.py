@@ -10,14 +10,16 @@ from typing import Any
 
 import yaml
 
-from . import alarms, files, table
+from . import alarms, files, pick, table
 from .build import Parts
 from .errors import UserError
 from .figures import part_means, said_of, selection
 from .loop import raft
 from .prompts import draw
+from .provenance import by_source
 from .store import RoundFolder, Run
-from .types import Scored
+from .stream import Stream
+from .types import Prompt, Scored
 
 log = logging.getLogger("raftune")
 
@@ -37,16 +39,19 @@ class Experiment:
             part.write_text(yaml.safe_dump(parts.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         return cls(parts, run)
 
-    def rounds(self) -> Iterator[dict[str, Any]]:
-        """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first."""
+    def rounds(self, stream: Stream | None = None) -> Iterator[dict[str, Any]]:
+        """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first.
+
+        With a ``stream`` prompts and candidates are those that come in, and it says when to end.
+        """
         recipe, parts, run = self.parts.recipe, self.parts, self.run
         self._compare_rewards()
         for number in range(run.last + 1):
             yield self.complete(number)
         loop = raft(
             run,
-            lambda number: draw(parts.prompts.train, number, recipe.sample.prompts_per_round, recipe.seed),
-            parts.sampler,
+            stream.draw if stream else self._draw,
+            stream or parts.sources,
             parts.shaped,
             parts.learner,
             recipe.sample.k,
@@ -56,8 +61,14 @@ class Experiment:
             recipe.sample.shard,
             recipe.select.buffer,
         )
-        while not self.out_of_patience and (round := next(loop, None)) is not None:
-            yield self.complete(round.number)
+        while run.last < recipe.rounds and not self.out_of_patience:
+            if stream and not stream.ready(run.last + 1):
+                return
+            yield self.complete(next(loop).number)
+
+    def _draw(self, number: int) -> list[Prompt]:
+        recipe = self.parts.recipe
+        return draw(self.parts.prompts.train, number, recipe.sample.prompts_per_round, recipe.seed)
 
     def complete(self, number: int) -> dict[str, Any]:
         """Add to a committed round's figures what the loop does not know, if it is not there; keep the best weights."""
@@ -92,16 +103,20 @@ class Experiment:
         here, run, parts = self.run.round(number), self.run, self.parts
         scored = table.read_scored(here.folder / "scored.parquet", run.codec)
         chosen = table.read_scored(here.folder / "chosen.parquet", run.codec)
-        seconds = run.metrics(number).get("time/sample_s")
+        alone = parts.recipe.sample.sources is None and parts.shards is None
+        seconds = run.metrics(number).get("time/sample_s") if alone else None  # else it is not the policy's rate
         figures = parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
         if "reward/kl" in figures and parts.shaped is not parts.rewards:
             figures["kl"] = figures.pop("reward/kl")  # of the policy that drew, from the initial one
+        if tell := getattr(parts.sources, "figures", None):
+            figures |= tell((parts.recipe.seed, number))
         of_chosen = parts.modality.describe([one.candidate for one in chosen], None)
         run.log(
             number,
             {f"sample/{name}": value for name, value in figures.items()}
             | {f"chosen/{name}": value for name, value in of_chosen.items()}
-            | {f"select/{name}": value for name, value in selection(scored, parts.select).items()},
+            | {f"select/{name}": value for name, value in selection(scored, parts.select).items()}
+            | by_source(scored, chosen),
         )
 
     def _evaluate(self, number: int) -> None:
@@ -171,10 +186,10 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
         ("select", repr(rule)),
         ("tune", repr(learner)),
     ]
-    some = [
-        max(prompts.train + prompts.heldout, key=lambda prompt: len(str(prompt.content)))
-    ]  # the one that may not fit
-    drawn = parts.sampler.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
+    asked = prompts.train if recipe.sample.sources else prompts.train + prompts.heldout  # pools may know those alone
+    some = [max(asked, key=lambda prompt: len(str(prompt.content)))]  # the one that may not fit
+    trial = pick.sources(recipe.sample.trial(max(samples, 1)), parts.beside)
+    drawn = trial.sample(parts.model, some, max(samples, 1), (recipe.seed, "dry-run"))
     scored = parts.shaped(drawn)
     if parts.monitors:
         parts.monitors(drawn)

@@ -18,7 +18,9 @@ from .filters import Filtered, Filters
 from .imports import import_object
 from .protocols import Codec, Learner, Reward, Sampler, Select
 from .rank import parse_rule
+from .recipe import validated
 from .score import Rewards, Weighted
+from .sources import EndpointSource, ModelSource, PolicySource, PoolSource, Source
 from .table import TextCodec, columns_of
 from .types import Candidate, Policy, Prompt, Scored
 
@@ -95,7 +97,8 @@ def model(name: str, beside: Path = Path()) -> str:
 
 
 def sampler(config: SampleConfig, beside: Path = Path()) -> Sampler:
-    options = config.model_dump(exclude={"prompts_per_round", "k", "shard", "backend"})
+    """What draws from a policy."""
+    options = config.model_dump(exclude={"prompts_per_round", "k", "shard", "backend", "sources"})
     match config.backend:
         case "text":
             from .sample.text import TextSampler
@@ -108,6 +111,59 @@ def sampler(config: SampleConfig, beside: Path = Path()) -> Sampler:
         case backend if ":" in backend:
             return _custom("sample.backend", backend, beside, options)
     raise UserError(f"sample.backend: {config.backend!r} is unknown; use text, image or module:Class")
+
+
+def sources(config: SampleConfig, beside: Path = Path(), folder: Path | None = None) -> Sampler:
+    """What a round's candidates come from: the sampler of the policy, or the mixture of the recipe's sources.
+    ``folder``: where what was paid for is kept."""
+    if config.sources is None:
+        return sampler(config, beside)
+    from .sample.mixture import Member, Mixture
+
+    return Mixture(
+        tuple(
+            Member(name, source(name, one, config, beside, folder), one.k, one.use == "policy", one.use == "pool")
+            for name, one in config.sources.items()
+        )
+    )
+
+
+def source(name: str, config: Source, sample: SampleConfig, beside: Path, folder: Path | None) -> Sampler:
+    """One source of a recipe, which has this section ``sample``."""
+    match config:
+        case PolicySource():
+            return sampler(sample, beside)
+        case ModelSource():
+            from .sample.fixed import Fixed
+
+            where = f"sample.sources.{name}.sample"
+            for key in {"k", "prompts_per_round", "shard", "sources"} & config.sample.keys():
+                raise UserError(f"{where}.{key}: does nothing there; k stands beside sample")
+            drawn = validated(type(sample), sample.model_dump(exclude={"sources", "k"}) | config.sample, where)
+            return Fixed(sampler(drawn, beside), model(config.model, beside))
+        case EndpointSource():
+            return _endpoint(name, config, sample, folder)
+        case PoolSource():
+            return pool([str(beside_of(config.path, beside))], config.path, name)
+
+
+def _endpoint(name: str, config: EndpointSource, sample: SampleConfig, folder: Path | None) -> Sampler:
+    from .endpoint import Endpoint, Price
+    from .sample.endpoint import EndpointSampler
+
+    drawn = sample.model_dump(include={"temperature", "max_new_tokens", "stop"})
+    drawn |= config.model_dump(include={"temperature", "max_new_tokens"}, exclude_none=True)
+    own = config.model_dump(exclude={"use", "k", "chat", "temperature", "max_new_tokens", "price"})
+    price = None if config.price is None else Price(config.price.input, config.price.output)
+    return EndpointSampler(Endpoint(**own, price=price), **drawn, chat=config.chat, folder=folder, source=name)
+
+
+def pool(paths: Sequence[str], shown: str, name: str) -> Any:
+    """The answers of these files."""
+    from .pool import read_pool
+    from .sample.pool import PoolSampler
+
+    return PoolSampler(tuple(row for path in paths for row in read_pool(path)), shown, name)
 
 
 def learner(config: TuneConfig, beside: Path = Path()) -> Learner:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from .config import RECIPES, Recipe
 from .errors import UserError
+from .sources import USES
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -100,9 +101,14 @@ def _numbers(value: Any) -> Any:
 def _explain(error: ValidationError, recipe: type[BaseModel]) -> Iterator[str]:
     for fault in error.errors():
         path = [str(part) for part in fault["loc"] if not _is_branch(str(part))]
+        known = _keys_at(path[:-1], recipe)
+        path = _without_tag(path)
         key = ".".join(path)
-        if fault["type"] == "extra_forbidden":
-            known = _keys_at(path[:-1], recipe)
+        if fault["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+            tag = fault.get("ctx", {}).get("tag")
+            tag = "is missing" if tag is None else f"{tag!r} is unknown"
+            yield f"{key}.use: {tag}; use {', '.join(USES)}"
+        elif fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
             others = [name for name, other in RECIPES.items() if path[-1] in _keys_at(path[:-1], other)]
             if others:
@@ -122,8 +128,17 @@ def _is_branch(part: str) -> bool:
     return "[" in part or part in {"int", "float", "str"}
 
 
+def _without_tag(path: list[str]) -> list[str]:
+    """Pydantic names the kind of a source behind its name: ``sample.sources.gpt.endpoint.retries``."""
+    at = path.index("sources") + 2 if "sources" in path else len(path)
+    return path[:at] + path[at + 1 :] if path[at : at + 1] and path[at] in USES else path
+
+
 def _keys_at(path: Sequence[str], recipe: type[BaseModel]) -> list[str]:
     model: Any = recipe
+    at = path.index("sources") + 2 if "sources" in path else len(path)
+    if path[at : at + 1] and path[at] in USES:
+        model, path = USES[path[at]], path[at + 1 :]
     for part in path:
         if part.isdigit():
             continue

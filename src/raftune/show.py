@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from . import progress
+from . import progress, provenance
 from .types import Scored, seed_of
 
 SHOWN = 3  # outputs before and after
@@ -32,6 +32,7 @@ COLUMNS = {  # metric → (heading, format)
     "sample/tokens_per_s": ("sample tok/s", "{:.0f}"),
     "tune/tokens_per_s": ("tune tok/s", "{:.0f}"),
     "sample/pictures_per_s": ("drawn/s", "{:.1f}"),
+    "won": ("chosen from", "{}"),
     "time/round_s": ("seconds", "{:.1f}"),
 }
 
@@ -90,6 +91,8 @@ class Show:
 
     def round(self, row: Mapping[str, Any]) -> None:
         """One more round is done."""
+        won = provenance.in_words(row)
+        row = {**row, "won": won} if won else row
         self.rows.append(row)
         if self.console.is_terminal:
             self._refresh(self.view())

@@ -78,3 +78,16 @@ def _one_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """A text that begins with the written beginning-of-sequence gets no second one from the tokenizer."""
     twice = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
     return list(ids[1:] if twice else ids)
+
+
+def reads_as(tokenizer: Tokenizer, output: Text) -> bool:
+    """Are ``token_ids`` this tokenizer's? They decode to the text, of which a stop string may have been cut."""
+    ids = output.token_ids or ()
+    if any(not 0 <= token < len(tokenizer) for token in ids):
+        return False
+    return tokenizer.decode(list(ids), skip_special_tokens=True).startswith(output.text)
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Does every id mean the same to both, the end of a text included?"""
+    return one.eos_token_id == other.eos_token_id and one.get_vocab() == other.get_vocab()
