@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .commands import console, say_dropped
 from .errors import UserError
 from .exits import exits
 from .preparation import preparation
-from .stages import console, say_dropped, stages
+from .stages import stages
 from .studies import studies
 
 if TYPE_CHECKING:

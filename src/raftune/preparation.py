@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import files
+from .commands import Out, bars, check_out, console, say_dropped
 from .errors import UserError
 from .exits import exits
-from .stages import Out, PolicyOption, bars, check_out, console, say_dropped
+from .stages import PolicyOption
 
 if TYPE_CHECKING:
     from .preferences import Encoded

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import files
+from .commands import Out, bars, check_out, console, say_dropped, written
 from .errors import UserError
 from .exits import exits
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .types import Prompt
 
 stages = typer.Typer()
 
-Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 PolicyOption = Annotated[
     str, typer.Option("--policy", help="Model or pipeline folder, adapter folder, hub id or asset:NAME.")
 ]
@@ -39,18 +36,6 @@ Side = Annotated[int | None, typer.Option(min=1, help="Pictures: pixels.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Pictures: steps of the scheduler.")]
 Guidance = Annotated[float | None, typer.Option(help="Pictures: classifier-free guidance.")]
 Scheduler = Annotated[str | None, typer.Option(help="Pictures: a diffusers scheduler that fits.")]
-
-
-def console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
-def say_dropped(terminal: Console, counts: dict[str, int], what: str = "prompts") -> None:
-    dropped = [f"{count} {rule}" for rule, count in counts.items() if count and rule not in {"rows", "heldout_rows"}]
-    if dropped:
-        terminal.print(f"{what} dropped: {', '.join(dropped)}", highlight=False)
 
 
 @stages.command()
@@ -97,7 +82,7 @@ def sample(
     with bars():
         candidates = sampler.sample(located, usable, k, (seed, "sample"))
     table.write_candidates(out, candidates, modality.codec)
-    _written(out, len(candidates), "candidates")
+    written(out, len(candidates), "candidates")
 
 
 def _sampler(policy: str, options: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -150,7 +135,7 @@ def score(
     with bars():
         scored = rewards(table.read_candidates(candidates, codec))
     table.write_scored(out, scored, codec)
-    _written(out, len(scored), "scored candidates")
+    written(out, len(scored), "scored candidates")
 
 
 @stages.command()
@@ -187,7 +172,7 @@ def select(
     select = pick.select(validated(type(RECIPES[modality].model_fields["select"].default), given, "select"))
     chosen = rank.choose(select, table.read_scored(scored, codec), (seed, "select"))
     table.write_scored(out, chosen, codec, {table.key_of(one) for one in chosen})
-    _written(out, len(chosen), "chosen candidates")
+    written(out, len(chosen), "chosen candidates")
 
 
 @stages.command()
@@ -284,24 +269,3 @@ def evaluate(
     files.write_json(out, {f"heldout/{name}": value for name, value in figures.items()})
     for name, value in figures.items():
         console().print(f"{name:>14}  {value:.4g}", highlight=False)
-
-
-def check_out(out: Path, folder: bool = False) -> None:
-    """Before any work: can ``out`` be written, without anything of the user's being overwritten?"""
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {out}: {above} cannot be written to")
-    if not folder and out.is_dir():
-        raise UserError(f"--out {out}: is a directory; name a file")
-    if folder and out.exists() and not (out / files.FIGURES).exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: holds something else than a tuned policy; name an empty or new directory")
-
-
-def bars() -> Any:
-    from .show import Show
-
-    return Show(console()).live()
-
-
-def _written(out: Path, count: int, what: str) -> None:
-    console().print(f"{out}: {count} {what}", highlight=False, soft_wrap=True)

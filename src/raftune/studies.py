@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import files
+from .commands import console
 from .errors import UserError
 from .exits import exits
-from .stages import console
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,0 +1,32 @@
+"""The one place that picks implementations: a name in, a part out.
+
+Torch is imported only inside these functions, when a part needs it, so that reading a recipe stays quick.
+"""
+
+from .modalities import Modality, modality, modality_in, modality_of, token_counter
+from .parts import learner, pool, reward_learner, sampler, select, source, sources
+from .places import beside_of, model
+from .scorers import calibration, judge, kl_shaped, perplexity, reward, rewards
+
+__all__ = [
+    "Modality",
+    "beside_of",
+    "calibration",
+    "judge",
+    "kl_shaped",
+    "learner",
+    "modality",
+    "modality_in",
+    "modality_of",
+    "model",
+    "perplexity",
+    "pool",
+    "reward",
+    "reward_learner",
+    "rewards",
+    "sampler",
+    "select",
+    "source",
+    "sources",
+    "token_counter",
+]

@@ -1,0 +1,77 @@
+"""What belongs to a kind of output, and which kind a policy or a table is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..protocols import Codec
+from ..table import TextCodec, columns_of
+from ..types import Candidate, Policy, Prompt, Scored
+
+PICTURES = "sha256"  # the column that only a table of pictures has
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What belongs to a kind of output, besides its sampler, learner and rewards."""
+
+    codec: Codec
+    describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
+    """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
+    appraise: Callable[[Sequence[Scored], Policy, Policy, str], dict[str, float]]
+    """Figures of evaluated outputs: of the policy that drew them, against the initial policy where it ``compares``, and
+    on the reference answers in that column of the prompts."""
+    compares: bool
+    exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
+    """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""
+    prompt_length: Callable[[str], Callable[[Prompt], int] | None]
+    """How a policy measures prompts; None where it takes them all."""
+
+
+def modality(name: str) -> Modality:
+    match name:
+        case "text":
+            from .. import show
+            from ..evaluate import text
+
+            return Modality(TextCodec(), text.describe, text.appraise, True, show.exhibit, token_counter)
+        case "image":
+            from ..evaluate import image, sheet
+            from ..picture import PictureCodec
+
+            return Modality(PictureCodec(), image.describe, image.appraise, False, sheet.exhibit, lambda _: None)
+    raise UserError(f"modality: {name!r} is unknown; use text or image")
+
+
+def modality_of(policy: str) -> str:
+    """What a checkpoint makes: ``image`` where it is a diffusers pipeline or an adapter of one, else ``text``."""
+    from ..models import DIFFUSERS
+
+    folder = Path(policy)
+    if folder.is_dir():
+        return "image" if any((folder / name).exists() for name in DIFFUSERS) else "text"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(policy, DIFFUSERS[0])
+    except Exception:  # not there, or out of reach: loading it will tell
+        return "text"
+    return "image"
+
+
+def modality_in(table: Path) -> str:
+    """What a table of candidates holds."""
+    return "image" if PICTURES in columns_of(table) else "text"
+
+
+def token_counter(policy: str) -> Callable[[Prompt], int]:
+    """How long a prompt is in the policy's tokens."""
+    from ..models import load_tokenizer
+    from ..tokens import encode_prompt
+
+    tokenizer = load_tokenizer(policy)
+    return lambda prompt: len(encode_prompt(tokenizer, prompt))
