@@ -40,10 +40,10 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
             from ..reward.sentiment import Vader
 
             return Vader(name)
-        case "classifier" if rest:
+        case "classifier" | "classified" if rest:
             from ..reward.classifier import ClassifierReward
 
-            return ClassifierReward(model(rest, beside), name, config.label)
+            return ClassifierReward(model(rest, beside), name, config.label, decides=kind == "classified")
         case "clip" if rest:
             from ..reward.clip import ClipReward
 
@@ -77,7 +77,7 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
                 raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
             return FunctionReward(function, config.name or config.use.rpartition(":")[2])
     raise UserError(
-        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, math, math:COLUMN, regex:PATTERN, "
+        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, classified:MODEL, math, math:COLUMN, regex:PATTERN, "
         "length:LO-HI, repetition, json, json-schema:FILE, clip:MODEL, aesthetic:HEAD, pickscore, "
         "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
         "module:function or path.py:function"

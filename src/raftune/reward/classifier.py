@@ -21,7 +21,8 @@ log = logging.getLogger("raftune")
 
 @dataclass(frozen=True)
 class ClassifierReward:
-    """One output (a Bradley-Terry reward model): its logit. Several classes: the log-probability of ``label``.
+    """One output (a Bradley-Terry reward model): its logit. Several classes: the log-probability of ``label``, or with
+    ``decides`` 1 where it is the most probable class and else 0, whose mean is a rate.
 
     A chat goes through the model's own chat template with the answer as the last turn; a text is prompt and answer
     joined. An input longer than the model takes is not scored, and the log says how many were not.
@@ -32,11 +33,17 @@ class ClassifierReward:
     name: str = "classifier"
     label: str | None = None
     batch_tokens: int = 16384
+    decides: bool = False
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[float | None]:
         model, _ = resident.get(self.policy, "classify", lambda: _load(self.policy))
         column = self._column(model)
-        return [None if row is None else _value(row, column) for row in self.logits(candidates)]
+        if self.decides and column is None:
+            raise UserError(f"reward {self.name!r}: the model has one output and decides nothing; use classifier:")
+        rows = self.logits(candidates)
+        if self.decides:
+            return [None if row is None else float(max(row) == row[column or 0]) for row in rows]
+        return [None if row is None else _value(row, column) for row in rows]
 
     def logits(self, candidates: Sequence[Candidate]) -> list[list[float] | None]:
         """All outputs of the model, of each candidate; None where it is too long."""
