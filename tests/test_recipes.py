@@ -7,6 +7,8 @@ import json
 import math
 import operator
 import re
+import runpy
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,16 @@ def part(name: str, file: str = "companion_rewards.py") -> Callable[..., list[fl
     return import_object(f"{file}:{name}", RECIPES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+PREPARED = ("imdb", "hh")  # their data is the user's; a script beside the recipe prepares it
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_a_prepared_recipe_reads(name: str) -> None:
+    assert load(RECIPES / f"{name}.yaml").prompts.path.startswith(f"../runs/{name}/")
+    assert subprocess.run(["bash", "-n", RECIPES / f"{name}.sh"]).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*PREPARED}))
 def test_every_recipe_reads_and_its_prompts_are_usable(name: str) -> None:
     recipe = load(RECIPES / f"{name}.yaml")
     sets = [recipe.prompts.path, recipe.prompts.heldout, *(one.path for one in recipe.evaluate.also.values())]
@@ -245,3 +256,55 @@ def test_the_examples_of_math_are_right_and_no_problem_of_it() -> None:
         steps = re.findall(r"([\d*+-]+)=(\d+)", answer)
         assert all(worth(ast.parse(left, mode="eval").body) == int(right) for left, right in steps)
         assert answer.endswith(f"#### {steps[-1][1]}")
+
+
+# imdb and hh: what their scripts make of a user's data
+
+
+def prepared(script: str, rows: list[dict[str, Any]], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    module = runpy.run_path(str(RECIPES / f"{script}.py"))
+    module["main"](str(folder / "rows.jsonl"), folder / "out")
+    return {path.stem: [row for _, row in read_rows(str(path))] for path in (folder / "out").glob("*.jsonl")}
+
+
+def test_the_parts_of_imdb_share_no_review(tmp_path: Path) -> None:
+    module = runpy.run_path(str(RECIPES / "imdb.py"))
+    rows = [{"text": f"review {n} " + "word<br />" * 70, "label": n % 2} for n in range(60)]
+    parts = module["split"]([*rows, *rows], {"reward": 20, "monitor": 25, "openings": 15})
+    texts = {name: {one["text"] for one in some} for name, some in parts.items()}
+    assert [len(texts[name]) for name in parts] == [20, 25, 15]  # doubles count once
+    assert len(set.union(*texts.values())) == 60
+    again = module["split"](rows[::-1], {"reward": 20, "monitor": 25, "openings": 15})
+    assert {one["text"] for one in again["reward"]} == texts["reward"]  # whatever the order of the file
+    opening = module["row_of"]("openings", parts["openings"][0])
+    assert len(opening["prompt"].split()) == 12
+    assert opening["prompt"] + opening["reference"] == " ".join(parts["openings"][0]["text"].split()[:60])
+    assert "<br" not in opening["reference"]
+    with pytest.raises(SystemExit, match="60 usable reviews"):
+        module["split"](rows, {"reward": 61})
+
+
+def test_the_parts_of_hh_share_no_prompt(tmp_path: Path) -> None:
+    rows = [
+        {
+            "chosen": f"\n\nHuman: Question {n // 2}?\n\nAssistant: Yes {n}.",
+            "rejected": f"\n\nHuman: Question {n // 2}?\n\nAssistant: No {n}.",
+        }
+        for n in range(40)
+    ]
+    odd = [
+        {"chosen": "no dialogue", "rejected": "none"},
+        {**rows[0], "rejected": "\n\nHuman: Other?\n\nAssistant: No."},
+    ]
+    parts = prepared("hh", [*rows, *odd], tmp_path)
+    asked = {name: {row["prompt"][-1]["content"] for row in some} for name, some in parts.items()}
+    assert sum(len(some) for some in asked.values()) == len(set.union(*asked.values())) == 20
+    assert len(parts["pairs"]) == 2 * len(asked["pairs"])
+    for pair in parts["pairs"]:
+        assert pair["chosen"][0]["content"].startswith("Yes")
+        assert pair["rejected"][0] == {
+            "role": "assistant",
+            "content": pair["chosen"][0]["content"].replace("Yes", "No"),
+        }
+    assert all(row["reference"].startswith("Yes") for row in parts["dialogues"])

@@ -25,8 +25,8 @@ RewardOption = Annotated[
     list[str],
     typer.Option(
         "--reward",
-        help="path.py:function, module:function, vader, classifier:MODEL, classified:MODEL, math:COLUMN, regex:PATTERN, length:LO-HI, "
-        "repetition, json, json-schema:FILE; of pictures also clip:MODEL, aesthetic:HEAD, "
+        help="path.py:function, module:function, vader, classifier:MODEL, classified:MODEL, math:COLUMN, "
+        "regex:PATTERN, length:LO-HI, repetition, json, json-schema:FILE; of pictures also clip:MODEL, aesthetic:HEAD, "
         "pickscore, imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility; "
         "may be repeated.",
     ),

@@ -77,8 +77,8 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
                 raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
             return FunctionReward(function, config.name or config.use.rpartition(":")[2])
     raise UserError(
-        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, classified:MODEL, math, math:COLUMN, regex:PATTERN, "
-        "length:LO-HI, repetition, json, json-schema:FILE, clip:MODEL, aesthetic:HEAD, pickscore, "
+        f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, classified:MODEL, math, math:COLUMN, "
+        "regex:PATTERN, length:LO-HI, repetition, json, json-schema:FILE, clip:MODEL, aesthetic:HEAD, pickscore, "
         "imagereward, image-classifier:MODEL, correct:MODEL, jpeg-compressibility, jpeg-incompressibility, "
         "module:function or path.py:function"
     )
