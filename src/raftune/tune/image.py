@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -36,13 +36,13 @@ from ..types import Policy, Scored, digest, seed_of
 from .lesson import Lesson, alike, checked_family, prepare
 from .lora import Lora
 from .objective import objective_of
-from .session import Session
+from .session import Options, Session
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-@dataclass(frozen=True)
-class ImageLearner:
+@dataclass(frozen=True, kw_only=True)
+class ImageLearner(Options):
     """Fine-tunes the denoiser on the chosen pictures, with the loss that the pipeline's scheduler asks for.
 
     ``steps`` of the optimiser a round (the paper's count), but at most ``max_epochs`` passes over what was chosen: on
@@ -55,17 +55,9 @@ class ImageLearner:
     with.
     """
 
-    learning_rate: float = 2e-5
     steps: int = 100
     max_epochs: int = 10
-    batch_size: int = 8
     batch_rows: int | None = None
-    schedule: Literal["linear", "constant"] = "linear"
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    optimizer: Literal["reset", "carry"] = "reset"
-    gradient_checkpointing: bool = False
-    save_steps: int = 100
     snr_gamma: float | None = 5.0
     caption_dropout: float = 0.0
     lora: Lora | None = field(default_factory=lambda: Lora(alpha=16))

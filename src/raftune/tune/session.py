@@ -10,8 +10,9 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -26,21 +27,19 @@ log = logging.getLogger("raftune")
 OPTIMIZER = "optimizer.pt"
 
 
-class Options(Protocol):
-    """What every learner lets its user choose."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every learner lets its user choose. ``batch_size``: outputs of an optimiser step; ``optimizer``: AdamW's
+    moments start anew each round, or are carried on; ``save_steps``: steps between two states on disk."""
 
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> Literal["linear", "constant"]: ...
-    @property
-    def max_grad_norm(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def optimizer(self) -> Literal["reset", "carry"]: ...
-    @property
-    def save_steps(self) -> int: ...
+    learning_rate: float = 2e-5
+    batch_size: int = 8
+    schedule: Literal["linear", "constant"] = "linear"
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    optimizer: Literal["reset", "carry"] = "reset"
+    gradient_checkpointing: bool = False
+    save_steps: int = 100
 
 
 class Session:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -19,11 +19,11 @@ from ..models import adapter_base, compute_dtype, device, load_model, load_token
 from ..tokens import encode_prompt, output_ids
 from ..types import Policy, Scored, digest, seed_of
 from .lora import Lora
-from .session import Session
+from .session import Options, Session
 
 
-@dataclass(frozen=True)
-class TextLearner:
+@dataclass(frozen=True, kw_only=True)
+class TextLearner(Options):
     """Fine-tunes all parameters, or a LoRA adapter, on the drawn token ids: the loss is the mean negative
     log-likelihood of the output tokens of an optimiser step; the prompt carries no loss.
 
@@ -33,16 +33,8 @@ class TextLearner:
     when a signal asks to stop, the state is saved beside the checkpoint, and a resumed tuning goes on from there.
     """
 
-    learning_rate: float = 2e-5
     epochs: int = 1
-    batch_size: int = 8
     batch_tokens: int = 4096
-    schedule: Literal["linear", "constant"] = "linear"
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    optimizer: Literal["reset", "carry"] = "reset"
-    gradient_checkpointing: bool = False
-    save_steps: int = 100
     lora: Lora | None = None
 
     def tune(self, policy: Policy, chosen: Sequence[Scored], out: Path, seed: tuple[object, ...]) -> Policy:
