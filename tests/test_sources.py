@@ -345,3 +345,10 @@ def test_half_a_surrogate_pair_is_named(column: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 1: half a surrogate pair"):
         pool_of(tmp_path, row)
     pool_of(tmp_path, {"prompt_id": "p0", "output": "\U0001f600"})  # a whole pair, as JSON writes it
+
+
+def test_an_id_with_another_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt_id": "p0", "prompt": "first", "output": "x"}, {"prompt_id": "p1", "prompt": "hey", "output": "x"}]
+    pool_of(tmp_path, *rows).check(prompts_of("first", "second"), [])
+    assert "1 of 2 rows have the id of a training prompt and another text" in caplog.text
+    assert "e.g. line 2 'hey'" in caplog.text
