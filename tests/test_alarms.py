@@ -12,6 +12,7 @@ from rich.console import Console
 
 from raftune.alarms import Limits, raised
 from raftune.build import Parts
+from raftune.errors import UserError
 from raftune.experiment import Experiment
 from raftune.recipe import parse
 from raftune.show import Show
@@ -172,3 +173,12 @@ def test_the_terminal_shows_alarms() -> None:
     said = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert said[-1] == " ! round 2, kl: [bold] 3 nats"
     assert len(said) == 3
+
+
+@pytest.mark.parametrize("name", ["reward_mean", "kl", "best_of_2", "reward_se", "length_mean"])
+def test_a_monitor_is_not_called_like_another_figure(name: str) -> None:
+    """It would be written over it, and `best` would go by what only watches."""
+    raw = {"model": "m", "prompts": "p.jsonl", "reward": "length:1-2"}
+    raw["evaluate"] = {"monitor": [{"use": "repetition", "name": name}]}
+    with pytest.raises(UserError, match=rf"evaluate.monitor: '{name}' is the name of another"):
+        _ = Parts(parse(raw)).monitors

@@ -8,7 +8,7 @@ import pytest
 
 from raftune.config import Recipe
 from raftune.errors import UserError
-from raftune.recipe import load
+from raftune.recipe import load, parse
 
 GOOD = "model: m\nprompts: p.jsonl\nreward: vader\n"
 
@@ -105,3 +105,10 @@ def test_shipped_recipes_are_valid() -> None:
     assert recipes
     for path in recipes:
         load(path)
+
+
+def test_a_fault_of_sources_is_the_only_one(tmp_path: Path) -> None:
+    """Not also that k, their sum, cannot be told."""
+    with pytest.raises(UserError) as fault:
+        parse({"model": "m", "prompts": "p.jsonl", "reward": "x:y", "sample": {"sources": {"t": {"k": 3}}}})
+    assert str(fault.value) == "recipe: sample.sources.t.use: is missing; use policy, model, endpoint, pool"

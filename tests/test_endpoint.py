@@ -289,3 +289,13 @@ def test_a_signal_stops_between_two_requests(
         sampler(server, tmp_path).sample("policy", PROMPTS, 2, (0, 1))
     assert len(server.bodies) == 2
     assert len((tmp_path / "gpt.jsonl").read_text().splitlines()) == 2
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_kept_as_a_question_mark(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """It was paid for; what cannot be written as UTF-8 would end every session at the same answer."""
+    server = serve(lambda n, body: good(body, "half \ud800 pair"))
+    drawn = sampler(server, tmp_path, chat=True).sample("policy", PROMPTS[:1], 1, (0, 1))
+    assert [one.output.text for one in drawn] == ["half ? pair"]
+    assert len((tmp_path / "gpt.jsonl").read_text().splitlines()) == 1

@@ -71,3 +71,26 @@ def test_bars_come_and_go_and_rounds_stay() -> None:
 def test_progress_is_silent_unless_shown() -> None:
     with progress.bar("sample", 3) as advance:
         advance(3)
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    pair = (
+        Scored(candidate("p", 0, "\x1b[2Jgone\x9b1m"), 1.0),
+        Scored(candidate("p", 0, "tab\tand family 👨‍👩‍👧"), 1.0),
+    )
+    text = rendered(before_after([pair], 1))
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+    assert "[2Jgone" in text
+    assert "👨‍👩‍👧" in text
+
+
+def test_where_the_chosen_are_from_is_text() -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    view = Show(console)
+    row = {**ROWS[1], "won": "[/bold] \x1b[31mann 100%"}
+    assert "[/bold]" in rendered(rounds_table([row]), 200)
+    view.console = Console(file=io.StringIO(), width=200, force_terminal=False, markup=False)
+    view.round({**ROWS[1], "chosen/source/[/bold] \x1b[31mann": 1.0})
+    said = view.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "chosen from [/bold] �[31mann 100%" in said

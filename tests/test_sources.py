@@ -319,3 +319,36 @@ def test_offline_ranks_and_tunes_on_a_pool_alone(work: Path, tiny: Path) -> None
     changed = call("run", recipe, "--out", work / "run")
     assert changed.exit_code == 2
     assert "sample.sources.people.path sha256" in changed.output
+
+
+def test_rows_of_a_pool_do_not_pass_for_another_source(tmp_path: Path) -> None:
+    """An earlier run's candidates say that they are the policy's; they are not this policy's."""
+    pool = pool_of(
+        tmp_path,
+        {"prompt_id": "p0", "output": "old", "source": "policy"},
+        {"prompt_id": "p0", "output": "hers", "source": "ann"},
+    )
+    mixture = Mixture((Member("policy", pool, 1, own=True), Member("people", pool, None, tells=True)))
+    drawn = mixture.sample("policy", prompts_of("first"), 3, (0,))
+    assert [one.source for one in drawn] == ["policy", "people", "ann"]
+
+
+def test_files_may_begin_with_a_mark_and_end_lines_as_windows_does(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"prompt_id": f"p{i}", "output": "é"}) + "\r\n" for i in range(2))
+    (tmp_path / "pool.jsonl").write_bytes(b"\xef\xbb\xbf" + rows.encode())
+    assert [row.prompt_id for row in read_pool(str(tmp_path / "pool.jsonl"))] == ["p0", "p1"]
+
+
+@pytest.mark.parametrize("column", ["prompt_id", "output", "source", "label"])
+def test_half_a_surrogate_pair_is_named(column: str, tmp_path: Path) -> None:
+    row = {"prompt_id": "p0", "output": "x", "source": "s", "label": "l"} | {column: "a\ud800"}
+    with pytest.raises(UserError, match="line 1: half a surrogate pair"):
+        pool_of(tmp_path, row)
+    pool_of(tmp_path, {"prompt_id": "p0", "output": "\U0001f600"})  # a whole pair, as JSON writes it
+
+
+def test_an_id_with_another_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt_id": "p0", "prompt": "first", "output": "x"}, {"prompt_id": "p1", "prompt": "hey", "output": "x"}]
+    pool_of(tmp_path, *rows).check(prompts_of("first", "second"), [])
+    assert "1 of 2 rows have the id of a training prompt and another text" in caplog.text
+    assert "e.g. line 2 'hey'" in caplog.text

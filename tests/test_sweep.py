@@ -144,3 +144,39 @@ def test_a_stopped_sweep_resumes_its_cell(recipe: Path, tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
     assert done.stat().st_mtime_ns == stamp
     assert read(out / "results.jsonl")[0].rounds[-1]["round"] == number + 1
+
+
+def test_what_left_the_recipe_is_a_change_too(recipe: Path, tmp_path: Path) -> None:
+    """Without filters, adapter or patience the old figures are of another recipe."""
+    plain = recipe.read_text()
+    out = tmp_path / "sweep"
+    first = call("sweep", recipe, "--set", "select.filters.length=[0, 99]", "--set", "tune.lora.r=2", "--out", out)
+    assert first.exit_code == 0, first.output
+    again = call("sweep", recipe, "--out", out)
+    assert again.exit_code == 2
+    assert "select.filters.length" in again.stderr
+    assert "tune.lora.r" in again.stderr
+    assert recipe.read_text() == plain
+    impatient = ["--set", "select.filters.length=[0, 99]", "--set", "tune.lora.r=2", "--set", "evaluate.patience=1"]
+    again = call("sweep", recipe, *impatient, "--out", out)
+    assert again.exit_code == 2
+    assert "evaluate.patience (None → 1)" in again.stderr
+
+
+def test_settings_are_shown_as_they_are_written(recipe: Path, tmp_path: Path) -> None:
+    """No markup, no formula, no further column of a table."""
+    spec = "regex:[/a]|$x_{$"
+    done = call("sweep", recipe, "--grid", f"reward={spec}", "--out", tmp_path / "sweep[/x]")
+    assert done.exit_code == 0, done.output
+    assert "sweep[/x]: results.jsonl" in done.stdout.replace("\n", "")
+    rows = (tmp_path / "sweep[/x]" / "table.md").read_text().splitlines()
+    assert len({row.count("|") for row in rows}) == 1
+    assert read(tmp_path / "sweep[/x]" / "results.jsonl")[0].cell.values == {"reward": spec}
+
+
+def test_a_reward_that_ends_the_process_quietly_has_failed(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text("import os\ndef leave(completions):\n    os._exit(0)\n")
+    done = call("sweep", recipe, "--grid", "reward=leaving.py:leave,my_rewards.py:vowels", "--out", tmp_path / "sweep")
+    assert done.exit_code == 2
+    assert "1 of 2 cells failed, the others are done; reward=leaving.py:leave seed 0" in done.stderr
+    assert len(read(tmp_path / "sweep" / "results.jsonl")) == 1

@@ -211,3 +211,21 @@ def test_what_cannot_be_watched(changes: dict[str, Any], said: str, work: Path, 
     result = call(*watch(work / "absent", recipe(work, tiny, **changes), "run"))
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_ids_that_are_two_prompts_in_one_round_are_refused(work: Path, incoming: Path, tiny: Path) -> None:
+    """Else the second's answers would be taken for answers to the first."""
+    for name in ("a", "b"):
+        row = {"prompt_id": 0, "prompt": f"Shard {name} asks", "output": name}
+        write(incoming, f"{name}.jsonl", json.dumps(row))
+    (incoming / "DONE").touch()
+    asked = watch(incoming, recipe(work, tiny, rounds=1), "run", "--shards", 2)
+    refused = call(*asked)
+    assert refused.exit_code == 2
+    assert "b.jsonl line 1: the prompt_id '0' is another prompt's in the same round" in refused.stderr
+    write(incoming, "b.jsonl", json.dumps({"prompt_id": 1, "prompt": "Shard b asks", "output": "b"}))
+    changed = call(*asked)
+    assert changed.exit_code == 2
+    assert f"delete {work / 'run' / 'rounds' / '0001'}" in changed.stderr
+    (work / "run" / "rounds" / "0001" / "shards.json").unlink()
+    assert call(*asked).exit_code == 0

@@ -73,9 +73,9 @@ def run(
     parts = Parts(parsed, recipe.parent)
     if dry_run:
         for what, finding in experiment.dry_run(parts):
-            terminal.print(f"[bold]{what}[/bold]  ", end="")
-            terminal.print(finding, markup=False, highlight=False)
-        terminal.print("[green]ready[/green]")
+            terminal.print(what, end="  ", style="bold", highlight=False)
+            terminal.print(show.plain(finding), highlight=False)
+        terminal.print("ready", style="green")
         return
     folder = _folder(parsed, recipe, out)
     parts = replace(parts, folder=folder)

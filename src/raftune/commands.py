@@ -18,9 +18,10 @@ Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 
 
 def console() -> Console:
+    """The terminal. What paths, settings, models and files say is text: no markup is read in it."""
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False)
 
 
 def bars() -> Any:

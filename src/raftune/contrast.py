@@ -8,33 +8,34 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from . import plots
 from .sides import Side
 
 FIRST = ("reward_mean", "perplexity", "reference_perplexity", "kl", "distinct_1", "distinct_2", "length_mean")
 
+WON = "win rate of A"
+
 
 def view(told: Mapping[str, Any]) -> Group:
     """The verdict, what was counted, and both sides' figures beside each other."""
-    return Group(*verdict(told), figures_table(told))
+    return Group(*(Text(line, "bold" if line.startswith(WON) else "") for line in verdict(told)), figures_table(told))
 
 
 def verdict(told: Mapping[str, Any]) -> list[str]:
     """Win rate, counts, lengths, in words."""
-    a, b = (escape(told[side]["name"]) for side in "ab")
-    lines = [f"A: {a}", f"B: {b}"]
+    lines = [f"{side.upper()}: {told[side]['name']}" for side in "ab"]
     if "win_rate" in told:
         low, high = told["interval"]
         lines += [
-            f"by {escape(told['by'])}: A wins {told['win']}, ties {told['tie']}, loses {told['loss']} "
+            f"by {told['by']}: A wins {told['win']}, ties {told['tie']}, loses {told['loss']} "
             f"of {told['pairs']} pairs on {told['prompts']} prompts",
-            f"[bold]win rate of A {told['win_rate']:.1%}[/bold], 95 % {low:.1%} to {high:.1%} ({told['interval_by']})",
+            f"{WON} {told['win_rate']:.1%}, 95 % {low:.1%} to {high:.1%} ({told['interval_by']})",
         ]
     else:
-        lines.append(f"by {escape(told['by'])}: nothing was compared")
+        lines.append(f"by {told['by']}: nothing was compared")
     if "words_mean" in told:
         longer = f"; the longer one won {told['longer_won']:.0%} of the decided" if "longer_won" in told else ""
         lines.append(f"words: A {told['words_mean']['a']:.1f}, B {told['words_mean']['b']:.1f}{longer}")
@@ -52,7 +53,7 @@ def figures_table(told: Mapping[str, Any]) -> Table:
     for name in "AB":
         table.add_column(name, justify="right")
     for name in sorted(sides[0].keys() | sides[1].keys(), key=_place):
-        table.add_row(escape(name), *(f"{side[name]:.4g}" if name in side else "–" for side in sides))
+        table.add_row(Text(name), *(f"{side[name]:.4g}" if name in side else "–" for side in sides))
     return table
 
 
@@ -84,13 +85,13 @@ def plot(told: Mapping[str, Any], sides: Mapping[str, Side], path: Path) -> bool
     for axes, kind in zip(columns, panels, strict=True):
         if kind == "curve":
             for name, curve in curves.items():
-                label = f"{name.upper()}: {told[name]['name']}"
+                label = plots.plain(f"{name.upper()}: {told[name]['name']}")
                 axes.plot([int(n) for n in curve], list(curve.values()), "o-", label=label)
             axes.set_xscale("log", base=2)
-            axes.set(xlabel="n", ylabel="expected best of n", title=f"by {told['by']}")
+            axes.set(xlabel="n", ylabel="expected best of n", title=plots.plain(f"by {told['by']}"))
         else:
             for name, rows in ((name, rows) for name, rows in rounds.items() if rows):
-                label = f"{name.upper()}: {sides[name].path.parents[2].name}"
+                label = plots.plain(f"{name.upper()}: {sides[name].path.parents[2].name}")
                 axes.plot([row["round"] for row in rows], [row[plots.REWARD] for row in rows], "o-", label=label)
             axes.set(xlabel="round", ylabel="reward", title="held-out reward, each run's own")
         axes.legend(fontsize="small")

@@ -239,7 +239,8 @@ def _read(raw: Any, plain: bool) -> tuple[list[Choice], tuple[int | None, int | 
 def _choices(choices: Any, plain: bool) -> Iterator[Choice]:
     for choice in choices:
         text = choice.text if plain else choice.message.content
-        yield text if isinstance(text, str) else "", choice.finish_reason or "stop"
+        whole = text.encode(errors="replace").decode() if isinstance(text, str) else ""  # half a surrogate pair is none
+        yield whole, choice.finish_reason or "stop"
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

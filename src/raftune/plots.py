@@ -34,6 +34,11 @@ def figure_of(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, flat
 
 
+def plain(text: str) -> str:
+    """As it stands: dollars are no formula's."""
+    return text.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> None:
     """As the ending of the path says: .png or .svg."""
     with files.replacing(path) as part:
@@ -54,7 +59,7 @@ def settings(results: Sequence[Result], figures: Sequence[str], path: Path) -> N
         rest = {}
         for values, spreads in lines:
             if name in spreads:
-                label = ", ".join(f"{key}={value}" for key, value in values.items() if key != axis)
+                label = plain(", ".join(f"{key}={value}" for key, value in values.items() if key != axis))
                 rest.setdefault(label, []).append((places[values.get(axis, "")] or 0.0, spreads[name]))
         for label, points in rest.items():
             xs, spreads_of = [x for x, _ in points], [spread for _, spread in points]
@@ -65,7 +70,7 @@ def settings(results: Sequence[Result], figures: Sequence[str], path: Path) -> N
         if start:
             panel.axhline(sum(start) / len(start), linestyle=":", color="grey", label="before tuning")
         panel.set(title=name, xlabel=axis, xticks=[place or 0.0 for place in places.values()])
-        panel.set_xticklabels(ticks, rotation=20 if None in numbers else 0)
+        panel.set_xticklabels([plain(tick) for tick in ticks], rotation=20 if None in numbers else 0)
     for spare in axes[len(shown) :]:
         spare.set_visible(False)
     if axes[0].get_legend_handles_labels()[1]:
@@ -91,7 +96,7 @@ def curves(results: Sequence[Result], path: Path, name: str = REWARD) -> None:
                 if name in row:
                     at.setdefault(row["round"], []).append(row[name])
         spreads = [Spread.over(found) for found in at.values()]
-        label = ", ".join(f"{key}={value}" for key, value in values) or "recipe"
+        label = plain(", ".join(f"{key}={value}" for key, value in values)) or "recipe"
         (line,) = panel.plot(list(at), [s.mean for s in spreads], marker="o", markersize=3, label=label)
         spread = [0.0 if s.count < 2 else s.deviation for s in spreads]
         low = [s.mean - d for s, d in zip(spreads, spread, strict=True)]

@@ -71,7 +71,7 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
         for number, raw in enumerate(lines, start=1):
             where = f"{file} line {number}"
             try:
-                line = raw.decode("utf-8")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
                 raise UserError(f"{where}: not UTF-8; convert the file") from None
             if not line.strip():
@@ -82,6 +82,8 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
                 raise UserError(f"{where}: not JSON ({error}); one object per line is needed") from None
             if not isinstance(row, dict):
                 raise UserError(f'{where}: a JSON object is needed, like {{"prompt": "…"}}')
+            if "\\u" in line:  # nothing else brings half a pair
+                _text(where, json.dumps(row, ensure_ascii=False))
             yield where, row
 
 

@@ -100,6 +100,8 @@ def _numbers(value: Any) -> Any:
 
 def _explain(error: ValidationError, recipe: type[BaseModel]) -> Iterator[str]:
     for fault in error.errors():
+        if fault["type"] == "default_factory_not_called":  # only because of another fault
+            continue
         path = [str(part) for part in fault["loc"] if not _is_branch(str(part))]
         known = _keys_at(path[:-1], recipe)
         path = _without_tag(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,7 @@ from rich.text import Text
 from . import progress, provenance
 from .types import Scored, seed_of
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 SHOWN = 3  # outputs before and after
 COLUMNS = {  # metric → (heading, format)
     "round": ("round", "{:d}"),
@@ -92,7 +93,7 @@ class Show:
     def round(self, row: Mapping[str, Any]) -> None:
         """One more round is done."""
         won = provenance.in_words(row)
-        row = {**row, "won": won} if won else row
+        row = {**row, "won": plain(won)} if won else row
         self.rows.append(row)
         if self.console.is_terminal:
             self._refresh(self.view())
@@ -122,7 +123,7 @@ def rounds_table(rows: list[Mapping[str, Any]], columns: Columns = COLUMNS) -> T
         table.add_column(columns[key][0], justify="right")
     best = max((row["heldout/reward_mean"] for row in rows if "heldout/reward_mean" in row), default=None)
     for row in rows:
-        cells = [columns[key][1].format(row[key]) if key in row else "–" for key in shown]
+        cells = [Text(columns[key][1].format(row[key]) if key in row else "–") for key in shown]
         is_best = best is not None and row.get("heldout/reward_mean") == best
         table.add_row(*cells, style="bold green" if is_best else None)
     return table
@@ -149,15 +150,19 @@ def before_after(pairs: list[tuple[Scored, Scored]], round_number: int) -> Table
     for before, after in pairs:
         content = before.candidate.prompt.content
         prompt = content if isinstance(content, str) else content[-1]["content"]
-        table.add_row(escape(_short(prompt)), _answer(before), _answer(after))
+        table.add_row(Text(_short(prompt)), _answer(before), _answer(after))
     return table
 
 
+def plain(text: str) -> str:
+    """Without control characters, which a terminal would obey."""
+    return CONTROL.sub("�", text)
+
+
 def _short(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return plain(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
-def _answer(one: Scored) -> str:
+def _answer(one: Scored) -> Text:
     reward = "not scored" if one.reward is None else f"{one.reward:+.2f}"
-    text = str(one.candidate.output).strip()
-    return f"[bold]{reward}[/bold] {escape(_short(text))}"
+    return Text.assemble((reward, "bold"), " ", _short(str(one.candidate.output).strip()))

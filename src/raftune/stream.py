@@ -77,7 +77,12 @@ class Stream:
             for row in pool.read_pool(str(path)):
                 if row.prompt is None:
                     raise UserError(f"{row.where}: no column 'prompt'; a shard brings its prompts along")
-                found.setdefault(row.prompt.id, row.prompt)
+                first = found.setdefault(row.prompt.id, row.prompt)
+                if pool.content_key(first) != row.content:
+                    raise UserError(
+                        f"{row.where}: the prompt_id {first.id!r} is another prompt's in the same round; ids must "
+                        f"differ, or be left out; mend the shards and delete {self._taken(number)}"
+                    )
         kept, counts = tidy(found.values(), length, config.max_tokens)
         if config.disjoint:
             usable, kept = kept, without(kept, self.parts.prompts.heldout)
@@ -87,7 +92,9 @@ class Stream:
             log.info("round %d: prompts dropped: %s", number, dropped)
         if not kept:
             names = ", ".join(path.name for path in self._shards(number))
-            raise UserError(f"{self.folder}: no usable prompt in {names} ({dropped})")
+            raise UserError(
+                f"{self.folder}: no usable prompt in {names} ({dropped}); mend it and delete {self._taken(number)}"
+            )
         return kept
 
     def sample(self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...]) -> list[Candidate]:
@@ -105,7 +112,10 @@ class Stream:
         for name, digest in files.read_json(self._taken(number)).items():
             path = self.folder / name
             if not path.is_file() or _digest(path) != digest:
-                raise UserError(f"{path}: round {number} took it, and it is gone or changed; put it back")
+                raise UserError(
+                    f"{path}: round {number} took it, and it is gone or changed; put it back, or delete "
+                    f"{self._taken(number).parent} to begin the round anew"
+                )
             found.append(path)
         return found
 

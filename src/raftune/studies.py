@@ -64,7 +64,8 @@ def sweep(
         for result in Sweep(recipe, cells, folder, change or [], keep_weights).run(jobs):
             results.append(result)
             reward = last(result, plots.REWARD)
-            told = f"{result.rounds[0].get(plots.REWARD, 0.0):.3f} → {reward:.3f}" if reward is not None else "done"
+            first = result.rounds[0].get(plots.REWARD)
+            told = f"{'–' if first is None else f'{first:.3f}'} → {reward:.3f}" if reward is not None else "done"
             line = f"{result.cell.name} seed {result.cell.seed}: held-out {told}, {total_seconds(result):.0f} s"
             terminal.print(line, highlight=False, soft_wrap=True)
     order = {cell.name: place for place, cell in enumerate(cells)}
@@ -111,7 +112,7 @@ def _table(results: Sequence[Result], figures: Sequence[str]) -> Table:
 def _markdown(results: Sequence[Result], figures: Sequence[str]) -> str:
     heading, rows = _cells(results, figures)
     lines = [heading, ["---"] * len(heading), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
 
 
 @studies.command()

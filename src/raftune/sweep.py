@@ -27,10 +27,12 @@ import yaml
 from . import files, interrupt, progress
 from . import recipe as recipes
 from .build import Parts
+from .config import Recipe
 from .errors import UserError
 from .types import digest
 
 POLL = 0.2  # seconds between two looks at the running cells
+PATIENCE = "evaluate.patience"
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,25 @@ class Sweep:
             parsed = recipes.load(self.recipe, [*self.changes, *cell.changes])
             if not self._result(cell).exists():
                 continue
-            path = self._folder(cell) / "fingerprint"
-            before = {**files.read_json(path), "rounds": files.read_json(self._result(cell))["wanted"]}
-            wanted = {**Parts(parsed, self.recipe.parent).settings, "rounds": parsed.rounds}
-            now = json.loads(json.dumps(wanted, default=str))
-            changed = [f"{key} ({before.get(key)!r} → {now[key]!r})" for key in now if before.get(key) != now[key]]
+            before, now = self._before(cell), _wanted(parsed, Parts(parsed, self.recipe.parent).settings)
+            changed = [
+                f"{key} ({before.get(key)!r} → {now.get(key)!r})"
+                for key in sorted(before.keys() | now.keys())
+                if before.get(key) != now.get(key)
+            ]
             if changed:
                 raise UserError(
                     f"{self.out}: {cell.name} was run with another recipe: {', '.join(changed)}; name another --out"
                 )
+
+    def _before(self, cell: Cell) -> dict[str, Any]:
+        """What a finished cell was run with, the keys that a single run may change included."""
+        settings = files.read_json(self._folder(cell) / "fingerprint")
+        before = {key: value for key, value in settings.items() if not key.startswith("loop.")}
+        return before | {"rounds": self._config(cell)["rounds"], PATIENCE: self._config(cell)["evaluate"]["patience"]}
+
+    def _config(self, cell: Cell) -> dict[str, Any]:
+        return yaml.safe_load((self._folder(cell) / "config.yaml").read_text(encoding="utf-8"))
 
     def run(self, jobs: int = 1) -> Iterator[Result]:
         """Yield the finished cells as they finish, earlier ones first; ``jobs`` at a time.
@@ -138,7 +150,7 @@ class Sweep:
                     for cell, process in [pair for pair in running if pair[1].poll() is not None]:
                         running.remove((cell, process))
                         advance(1)
-                        if process.returncode == 0:
+                        if process.returncode == 0 and self._whole(cell):
                             yield self._finish(cell)
                         else:
                             failed.append(f"{cell.name} seed {cell.seed}: {self._last_word(cell)}")
@@ -173,12 +185,23 @@ class Sweep:
         lines = self._log(cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"{lines[-1].removeprefix('raftune: ') if lines else 'no output'} ({self._log(cell)})"
 
+    def _rows(self, cell: Cell) -> list[dict[str, Any]]:
+        path = self._folder(cell) / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def _whole(self, cell: Cell) -> bool:
+        """A reward may end its process as if all were well; only patience ends a run before its rounds."""
+        rows = self._rows(cell)
+        if not rows:
+            return False
+        config = self._config(cell)
+        return rows[-1]["round"] >= config["rounds"] or config["evaluate"]["patience"] is not None
+
     def _finish(self, cell: Cell) -> Result:
         """Keep the figures, let the weights go."""
         folder = self._folder(cell)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        wanted = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["rounds"]
-        files.write_json(self._result(cell), {**Result(cell, rows).row(), "wanted": wanted})
+        files.write_json(self._result(cell), Result(cell, self._rows(cell)).row())
         if not self.keep_weights:
             (folder / "best").unlink(missing_ok=True)
             for policy in folder.glob("rounds/*/policy"):
@@ -195,6 +218,11 @@ class Sweep:
         self.out.mkdir(parents=True, exist_ok=True)
         with files.replacing(self.out / "results.jsonl") as part:
             part.write_text("".join(json.dumps(row) + "\n" for row in done), encoding="utf-8")
+
+
+def _wanted(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = {**settings, "rounds": recipe.rounds, PATIENCE: recipe.evaluate.patience}
+    return json.loads(json.dumps(wanted, default=str))
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -33,11 +33,13 @@ class Mixture:
         """Each member's own k of each prompt, one member after the other, so that one model is in memory at a time;
         ``k`` is their sum and says nothing more."""
         found: dict[str, list[Candidate]] = {prompt.id: [] for prompt in prompts}
+        names = {member.name for member in self.members}
         for member in self.members:
             address = seed if member.own else (*seed, member.name)
             for one in member.sampler.sample(policy, prompts, member.k, address):  # type: ignore[arg-type]
                 place = len(found[one.prompt.id])
-                source = one.source if member.tells else member.name
+                told = member.tells and one.source not in names  # an earlier run's "policy" is not this one's
+                source = one.source if told else member.name
                 found[one.prompt.id].append(replace(one, index=place, source=source))
         return [one for prompt in prompts for one in found[prompt.id]]
 

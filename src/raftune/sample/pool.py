@@ -67,6 +67,18 @@ class PoolSampler:
                 )
         if idle:
             log.info("pool %s: %d rows are of held-out prompts and are not used", self.name, len(idle))
+        others = {
+            row.where: row
+            for prompt in train
+            for row in self.rows_of(prompt)
+            if row.content not in {None, content_key(prompt)}
+        }
+        if others:
+            log.warning(
+                "pool %s: %d of %d rows have the id of a training prompt and another text, and count as answers to it, "
+                "e.g. %s; leave out prompt_id where ids are of other prompts",
+                *(self.name, len(others), len(self.rows), _shown(next(iter(others.values())))),
+            )
         if without := [prompt.id for prompt in train if not self.covers(prompt)]:
             log.warning(
                 "pool %s: %d of %d training prompts have no answer, e.g. %r",
