@@ -103,6 +103,7 @@ def table(results: Sequence[Result], figures: Sequence[str], terminal: Console) 
     from rich.table import Table
 
     heading, rows = _cells(results, figures)
+    fitting = Table()
     for shown in range(len(heading), 0, -1):
         left = len(heading) - shown
         caption = f"{left} more in table.md" if left else None
