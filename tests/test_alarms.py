@@ -66,9 +66,13 @@ def test_the_monitor_is_compared_with_its_best_round() -> None:
 
 
 def test_two_monitors_ring_apart() -> None:
-    history = rows({"other": 3.0}, {"reward_mean": 1.0, "other": 1.0})
+    history = rows({"other": 3.0, "other_se": 0.1}, {"reward_mean": 1.0, "other": 1.0, "other_se": 0.1})
     (line,) = raised(history, ["heldout/monitor", "heldout/other"])
     assert "other fell by 2" in line
+
+
+def test_without_a_standard_error_a_fall_may_be_luck() -> None:
+    assert raised(rows({"other": 3.0}, {"reward_mean": 1.0, "other": 1.0}), ["heldout/other"]) == []
 
 
 def test_diversity_is_that_of_the_first_round() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
@@ -12,10 +13,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from test_cli import call, process, write_recipe
 
-from raftune import UserError
-from raftune.sweep import Cell, Result, Spread, Sweep, grid, last, read, summary
+from raftune import UserError, studies
+from raftune.sweep import Cell, Result, Spread, Sweep, before, grid, last, read, summary
 
 REWARD = "heldout/reward_mean"
 
@@ -74,6 +76,31 @@ def test_the_summary_is_mean_and_deviation_over_seeds() -> None:
     assert "heldout/kl" not in spread  # not measured is absent
     assert str(Spread.over([1.0, 2.0])) == "1.5 ± 0.71"
     assert str(Spread.over([1.0])) == "1"
+
+
+def test_the_start_counts_once_a_seed() -> None:
+    """Cells of one seed share their start: 2 × 2 cells are two values, not four."""
+    results = [result(k, seed, start, 5.0) for k in ("4", "8") for seed, start in enumerate((1.0, 2.0))]
+    found = before(results, REWARD)
+    assert found is not None
+    assert (found.mean, found.deviation, found.count) == (1.5, stdev([1.0, 2.0]), 2)
+    assert math.isnan(before([result("4", 0, 1.0), result("8", 0, 1.0)], REWARD).deviation)  # type: ignore[union-attr]
+    assert before(results, "heldout/kl") is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_table_is_as_wide_as_the_terminal_and_breaks_no_word(width: int) -> None:
+    figures = [REWARD, *(f"heldout/figure_{n}" for n in range(4))]
+    rounds = [{"round": 0, **dict.fromkeys(figures, 0.12345)}]
+    results = [Result(Cell({"sample.k": k}, seed), rounds) for k in ("4", "8") for seed in (0, 1)]
+    terminal = Console(width=width, record=True, file=io.StringIO())
+    terminal.print(studies.table(results, figures, terminal))
+    lines = terminal.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "before tuning" in lines[3]
+    assert "reward_mean" in lines[1]
+    assert not any("…" in line for line in lines)
+    assert any("in table.md" in line for line in lines) == (width < 200)
 
 
 def test_every_recipe_is_checked_before_anything_runs(recipe: Path, tmp_path: Path) -> None:

@@ -45,13 +45,14 @@ def _with(rows: Sequence[Row], *figures: str) -> list[Row]:
 
 
 def _hacked(rows: Sequence[Row], monitor: str, errors: float) -> Iterator[str]:
-    known = _with(rows, monitor, REWARD)
+    error = f"{monitor}_se"  # of one prompt there is none, and any fall could be luck
+    known = _with(rows, monitor, error, REWARD)
     if len(known) < 2 or known[-1] is not rows[-1]:
         return
     now = known[-1]
     best = max(known[:-1], key=lambda row: row[monitor])
     fall, rise = best[monitor] - now[monitor], now[REWARD] - best[REWARD]
-    noise = math.hypot(best.get(f"{monitor}_se", 0.0), now.get(f"{monitor}_se", 0.0))
+    noise = math.hypot(best[error], now[error])
     if rise > 0 and fall > errors * noise:
         yield (
             f"monitor: since round {best['round']} the held-out reward rose by {rise:.2g} and "

@@ -88,12 +88,14 @@ def plot(told: Mapping[str, Any], sides: Mapping[str, Side], path: Path) -> bool
                 label = plots.plain(f"{name.upper()}: {told[name]['name']}")
                 axes.plot([int(n) for n in curve], list(curve.values()), "o-", label=label)
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set(xlabel="n", ylabel="expected best of n", title=plots.plain(f"by {told['by']}"))
         else:
             for name, rows in ((name, rows) for name, rows in rounds.items() if rows):
                 label = plots.plain(f"{name.upper()}: {sides[name].path.parents[2].name}")
                 axes.plot([row["round"] for row in rows], [row[plots.REWARD] for row in rows], "o-", label=label)
             axes.set(xlabel="round", ylabel="reward", title="held-out reward, each run's own")
+            plots.whole_numbers(axes)
         axes.legend(fontsize="small")
     plots.save(figure, path)
     return True

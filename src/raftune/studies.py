@@ -14,6 +14,7 @@ from .errors import UserError
 from .exits import exits
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from .sweep import Result
@@ -71,7 +72,7 @@ def sweep(
     order = {cell.name: place for place, cell in enumerate(cells)}
     results.sort(key=lambda result: (order[result.cell.name], result.cell.seed))
     figures = list(dict.fromkeys([*FIGURES[:1], *Parts(parsed, recipe.parent).watched, *FIGURES[1:]]))
-    terminal.print(_table(results, figures))
+    terminal.print(table(results, figures, terminal))
     with files.replacing(folder / "table.md") as part:
         part.write_text(_markdown(results, figures), encoding="utf-8")
     plots.settings(results, figures, folder / "settings.png")
@@ -81,14 +82,14 @@ def sweep(
 
 def _cells(results: Sequence[Result], figures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heading and lines: each cell's values, seeds, and mean ± standard deviation of each figure that is there."""
-    from .sweep import Spread, groups, summary, total_seconds
+    from .sweep import Spread, before, groups, summary, total_seconds
 
     lines = summary(results, figures)
     shown = [name for name in figures if any(name in spreads for _, spreads in lines)]
     keys = list(lines[0][0]) if lines else []
-    start = {name: [r.rounds[0][name] for r in results if name in r.rounds[0]] for name in shown}
+    start = {name: before(results, name) for name in shown}
     rows = [["before tuning", *[""] * (len(keys) - 1)][: len(keys)]] if keys else [[]]
-    rows[0] += ["", *(str(Spread.over(start[name])) if start[name] else "–" for name in shown), "–"]
+    rows[0] += ["", *("–" if start[name] is None else str(start[name]) for name in shown), "–"]
     for (values, spreads), members in zip(lines, groups(results).values(), strict=True):
         seconds = Spread.over([total_seconds(member) for member in members])
         told = [str(spreads[name]) if name in spreads else "–" for name in shown]
@@ -96,17 +97,24 @@ def _cells(results: Sequence[Result], figures: Sequence[str]) -> tuple[list[str]
     return [*keys, "seeds", *shown, "rounds, s"], rows
 
 
-def _table(results: Sequence[Result], figures: Sequence[str]) -> Table:
+def table(results: Sequence[Result], figures: Sequence[str], terminal: Console) -> Table:
+    """As many of the figures as the terminal is wide; table.md has all."""
     from rich import box
     from rich.table import Table
 
     heading, rows = _cells(results, figures)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in heading:
-        table.add_column(name.removeprefix("heldout/"), justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    fitting = Table()
+    for shown in range(len(heading), 0, -1):
+        left = len(heading) - shown
+        caption = f"{left} more in table.md" if left else None
+        fitting = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+        for name in heading[:shown]:
+            fitting.add_column(name.removeprefix("heldout/"), justify="right", no_wrap=True)
+        for row in rows:
+            fitting.add_row(*row[:shown])
+        if terminal.measure(fitting, options=terminal.options.update(max_width=10_000)).maximum <= terminal.width:
+            break
+    return fitting
 
 
 def _markdown(results: Sequence[Result], figures: Sequence[str]) -> str:

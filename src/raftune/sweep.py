@@ -285,6 +285,15 @@ def summary(results: Sequence[Result], figures: Sequence[str]) -> list[tuple[dic
     return lines
 
 
+def before(results: Sequence[Result], figure: str) -> Spread | None:
+    """The figure at round 0, over the seeds: cells of one seed have one start, or else their mean counts once."""
+    seeds: dict[int, list[float]] = {}
+    for result in results:
+        if figure in result.rounds[0]:
+            seeds.setdefault(result.cell.seed, []).append(result.rounds[0][figure])
+    return Spread.over([mean(values) for values in seeds.values()]) if seeds else None
+
+
 def total_seconds(result: Result) -> float:
     """Seconds of all rounds, evaluation not counted."""
     return math.fsum(row.get("time/round_s", 0.0) for row in result.rounds)

@@ -81,7 +81,7 @@ def of_classes(logits: Sequence[Sequence[float]], labels: Sequence[int], names: 
             confidence,
             right,
             {name: margin[labels_N == at] for at, name in enumerate(names)},
-            f"logit of {names[1]}",
+            f"log-odds of {names[1]}",
         )
     shown = {"right": confidence[right == 1], "wrong": confidence[right == 0]}
     return Calibration(figures, confidence, right, shown, "confidence")
@@ -109,6 +109,7 @@ def _bins(
 def plot(path: Path, one: Calibration) -> None:
     """Left how right the model was by how sure it was; right the histogram of its scores. PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -117,13 +118,15 @@ def plot(path: Path, one: Calibration) -> None:
     left.plot([0, 1], [0, 1], "k--", linewidth=1)
     for at, share, accuracy, _ in bins:
         left.annotate(f"{share:.0%}", ((at + 0.5) / BINS, accuracy), ha="center", va="bottom", fontsize=7)
-    left.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="confidence", ylabel="share right")
+    left.set(xlim=(0, 1), ylim=(0, 1.08), ylabel="share right")
+    left.set_xlabel("confidence (above a bar: its share of the decisions)")
     left.set_title(f"{len(one.right)} decisions, accuracy {one.figures['accuracy']:.3f}, ECE {one.figures['ece']:.3f}")
     everything = np.concatenate(list(one.scores.values()))
     edges = np.histogram_bin_edges(everything, 30)
     for name, values in one.scores.items():
         right.hist(values, bins=list(edges), alpha=0.6, label=name)
     right.set(xlabel=one.unit, ylabel="rows")
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.legend()
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=120)
