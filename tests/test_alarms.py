@@ -19,6 +19,7 @@ from raftune.show import Show
 
 QUIET = {
     "heldout/reward_mean": 0.0,
+    "heldout/reward_se": 0.1,
     "heldout/monitor": 1.0,
     "heldout/monitor_se": 0.1,
     "chosen/distinct_2": 0.9,
@@ -52,6 +53,8 @@ def test_a_run_that_stands_still_is_quiet() -> None:
         (1.0, 0.7, True),
         (-1.0, 0.0, False),  # both fall: a bad round, no hack
         (1.0, 1.5, False),
+        (0.15, 0.5, True),
+        (0.13, 0.5, False),  # within the standard error of the difference, 0.14
     ],
 )
 def test_the_monitor_rings_where_it_parts_from_the_reward(reward: float, monitor: float, rings: bool) -> None:

@@ -16,7 +16,7 @@ from raftune.demonstrations import Demonstration, parse, tidy
 from raftune.errors import UserError
 from raftune.files import FIGURES, read_json
 from raftune.prompts import read_rows, split_groups, subset
-from raftune.tokens import encode_demonstration, encode_prompt
+from raftune.tokens import encode_demonstration, encode_prompt, output_ids
 from raftune.tune.text import TextLearner
 from raftune.types import Candidate, Prompt, Scored, Text
 
@@ -116,6 +116,28 @@ def test_beginning_of_sequence_comes_once(adds: bool) -> None:
     assert encode_demonstration(tokenizer, None, "ab") == (whole[:1], whole[1:])
     written = encode_prompt(tokenizer, Prompt("p", "<s>ab"))  # a template's output handed in as text
     assert written == [BOS, *letters]
+
+
+@pytest.mark.parametrize("ends_with", ["<end_of_turn>", "</s>", ""])
+def test_a_turn_ends_as_the_template_ends_it(ends_with: str) -> None:
+    """Gemma's turns end with another token than its texts; where the template writes no token, end-of-sequence does."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}" + ends_with + "\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = ({"role": "user", "content": "Well?"},)
+    end = tokenizer.convert_tokens_to_ids(ends_with or "</s>")
+    prompt, output = encode_demonstration(tokenizer, chat, "Yes.")
+    assert (tokenizer.decode(prompt + output[:-1]), output[-1]) == (
+        f"[user]Well?{ends_with}\n[assistant]Yes.",
+        end,
+    )
+    assert encode_demonstration(tokenizer, "Well?", "Yes.")[1][-1] == tokenizer.eos_token_id  # a text is no turn
+    by_a_person = Text("Yes.")
+    assert output_ids(tokenizer, by_a_person, chat=True) == output
+    assert output_ids(tokenizer, Text("Yes", finish_reason="length"), chat=True) == output[:-2]
 
 
 def test_groups_are_held_out_whole_and_whatever_their_order() -> None:

@@ -3,7 +3,7 @@
 Each alarm compares a round with earlier rounds of its own run (``rows`` of metrics.jsonl, the latest last):
 
 - ``monitor``: what a monitor says fell from its best round, by more than twice the standard error of the difference,
-  while the held-out reward rose from there.
+  while the held-out reward rose from there by more than its own.
 - ``diversity``: that of the chosen (distinct-2; of pictures their difference) is a small share of the first round's.
 - ``length``: held-out answers are much longer or shorter than before tuning.
 - ``kl``: the distance from the initial policy jumped: nats per token and round.
@@ -45,15 +45,17 @@ def _with(rows: Sequence[Row], *figures: str) -> list[Row]:
 
 
 def _hacked(rows: Sequence[Row], monitor: str, errors: float) -> Iterator[str]:
-    error = f"{monitor}_se"  # of one prompt there is none, and any fall could be luck
-    known = _with(rows, monitor, error, REWARD)
+    error, reward_error = (
+        f"{monitor}_se",
+        "heldout/reward_se",
+    )  # of one prompt there is none, and any fall could be luck
+    known = _with(rows, monitor, error, REWARD, reward_error)
     if len(known) < 2 or known[-1] is not rows[-1]:
         return
     now = known[-1]
     best = max(known[:-1], key=lambda row: row[monitor])
     fall, rise = best[monitor] - now[monitor], now[REWARD] - best[REWARD]
-    noise = math.hypot(best[error], now[error])
-    if rise > 0 and fall > errors * noise:
+    if rise > math.hypot(best[reward_error], now[reward_error]) and fall > errors * math.hypot(best[error], now[error]):
         yield (
             f"monitor: since round {best['round']} the held-out reward rose by {rise:.2g} and "
             f"{monitor.removeprefix('heldout/')} fell by {fall:.2g}; is the reward being hacked?"

@@ -20,7 +20,9 @@ BATCH_TOKENS = 4096
 def logprobs(policy: Policy, candidates: Sequence[Candidate]) -> list[tuple[float, int]]:
     """Of each output: its log-probability in nats given its prompt under ``policy``, and its number of tokens."""
     model, tokenizer = causal(policy)
-    pairs = [(encode_prompt(tokenizer, c.prompt), output_ids(tokenizer, c.output)) for c in candidates]
+    pairs = [
+        (encode_prompt(tokenizer, c.prompt), output_ids(tokenizer, c.output, c.prompt.is_chat)) for c in candidates
+    ]
     return _of_pairs(model, pairs)
 
 
@@ -46,5 +48,8 @@ def fits(policy: Policy, candidates: Sequence[Candidate]) -> list[bool]:
     """Of each candidate: is its prompt with its output within the context of ``policy``? True where it tells none."""
     model, tokenizer = causal(policy)
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [len(encode_prompt(tokenizer, c.prompt)) + len(output_ids(tokenizer, c.output)) for c in candidates]
+    lengths = [
+        len(encode_prompt(tokenizer, c.prompt)) + len(output_ids(tokenizer, c.output, c.prompt.is_chat))
+        for c in candidates
+    ]
     return [limit is None or length <= limit for length in lengths]

@@ -34,23 +34,35 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     return ids
 
 
-def output_ids(tokenizer: Tokenizer, output: Text) -> list[int]:
-    """The drawn ids where they are known; else (a person, an endpoint) the text tokenized, end-of-sequence added."""
+def output_ids(tokenizer: Tokenizer, output: Text, chat: bool = False) -> list[int]:
+    """The drawn ids where they are known; else (a person, an endpoint) the text tokenized and its end added: the end of
+    a turn in a ``chat``, else end-of-sequence."""
     if output.token_ids is not None:
         return list(output.token_ids)
     ids = list(tokenizer(output.text, add_special_tokens=False)["input_ids"])
-    if output.finish_reason == "stop" and tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return ids
+    end = turn_end(tokenizer) if chat else tokenizer.eos_token_id
+    return [*ids, end] if output.finish_reason == "stop" and end is not None else ids
+
+
+def turn_end(tokenizer: Tokenizer) -> int | None:
+    """The token with which the chat template ends an assistant's turn (Gemma's is not its end-of-sequence), or
+    end-of-sequence where there is no template, or none of its tokens ends a turn."""
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
+    ids = _chat(tokenizer, ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
+    while ids and not tokenizer.decode(ids[-1:]).strip():
+        ids = ids[:-1]
+    return ids[-1] if ids and ids[-1] in tokenizer.added_tokens_decoder else tokenizer.eos_token_id
 
 
 def encode_demonstration(
     tokenizer: Tokenizer, content: str | tuple[Message, ...] | None, output: str
 ) -> tuple[list[int], list[int]]:
-    """Prompt and output of a person's example, end-of-sequence learned at its end; without a prompt (None) the first
+    """Prompt and output of a person's example, its end learned with it; without a prompt (None) the first
     token of the text stands for one (beginning-of-sequence, where the tokenizer writes it)."""
     if content is not None:
-        return encode_prompt(tokenizer, Prompt("demonstration", content)), output_ids(tokenizer, Text(output))
+        prompt = Prompt("demonstration", content)
+        return encode_prompt(tokenizer, prompt), output_ids(tokenizer, Text(output), prompt.is_chat)
     ids = encode_text(tokenizer, output)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return ids[:1], [*ids[1:], *end]

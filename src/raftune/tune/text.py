@@ -43,7 +43,11 @@ class TextLearner(Options):
             raise UserError("tune: nothing to learn from")
         tokenizer = load_tokenizer(policy)
         pairs = [
-            (encode_prompt(tokenizer, s.candidate.prompt), output_ids(tokenizer, s.candidate.output)) for s in chosen
+            (
+                encode_prompt(tokenizer, one.candidate.prompt),
+                output_ids(tokenizer, one.candidate.output, one.candidate.prompt.is_chat),
+            )
+            for one in chosen
         ]
         pairs = [(prompt, output) for prompt, output in pairs if output]
         if not pairs:
