@@ -11,7 +11,7 @@ from conftest import candidate, prompts_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from raftune import Run, TextLearner, TextSampler, Weighted, draw, raft, rewards, table
+from raftune import Run, TextLearner, TextSampler, UserError, Weighted, draw, raft, rewards, table
 from raftune.build import Parts
 from raftune.cli import app
 from raftune.experiment import Experiment
@@ -133,3 +133,19 @@ def test_the_stage_shapes_too(tiny: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*command, "--initial", str(tiny)]).exit_code == 0
     for one in table.read_scored(tmp_path / "scored.parquet", table.TextCodec()):
         assert one.reward == pytest.approx(one.parts["vader"] - 0.5 * one.parts["kl"])
+
+
+def test_pictures_have_no_kl(tmp_path: Path) -> None:
+    raw = {"modality": "image", "model": "m", "prompts": "p.jsonl", "reward": "jpeg-compressibility"}
+    assert parse(raw).kl_coefficient == 0.0
+    with pytest.raises(UserError, match="kl_coefficient: pictures have no log-probabilities"):
+        parse({**raw, "kl_coefficient": 0.1})
+
+
+@pytest.mark.parametrize("shards", [None, 1])
+def test_candidates_of_others_have_no_kl(tiny: Path, shards: int | None) -> None:
+    sources = None if shards else {"people": {"use": "pool", "path": "answers.jsonl"}}
+    raw = {"model": str(tiny), "prompts": "p.jsonl", "reward": "vader", "kl_coefficient": 0.1}
+    recipe = parse(raw | ({"sample": {"sources": sources}} if sources else {}))
+    with pytest.raises(UserError, match="kl_coefficient: (a watched folder|sample.sources.people) does not tell"):
+        _ = Parts(recipe, shards=shards).shaped

@@ -19,7 +19,7 @@ from conftest import build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftune import assets, build, pick
+from raftune import build, pick
 from raftune.imports import import_object
 from raftune.prompts import parse, read_rows, tidy
 from raftune.recipe import load
@@ -195,7 +195,7 @@ def test_the_monitor_pools_what_is_no_padding() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.skipif("all-minilm-l6-v2" not in assets.ASSETS, reason="no such asset")
+@pytest.mark.real
 def test_the_monitor_knows_what_an_answer_is_about() -> None:
     asked = [[{"role": "user", "content": "I failed my driving test because I hit the kerb."}]] * 3
     said = ["I'm sorry about the driving test. Was the kerb high?", "The capital of France has many museums.", " "]

@@ -68,7 +68,7 @@ class Parts:
     @cached_property
     def shaped(self) -> Rewards:
         """What candidates are ranked by: the reward, less β·log(p/p0) where the recipe has a ``kl_coefficient``."""
-        beta = getattr(self.recipe, "kl_coefficient", 0.0)
+        beta = self.recipe.kl_coefficient
         if not beta:
             return self.rewards
         others = [name for name, source in (self.recipe.sample.sources or {}).items() if source.use != "policy"]

@@ -216,7 +216,8 @@ class AlarmsConfig(Strict, frozen=True):
 
 
 class Recipe(Strict, frozen=True):
-    """A whole run. ``out`` and ``keep`` may differ when a run is resumed, ``rounds``, ``patience``, ``alarms`` too."""
+    """A whole run. ``out`` and ``keep`` may differ when a run is resumed, ``rounds``, ``patience``, ``alarms`` too.
+    ``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have r."""
 
     modality: str
     model: str
@@ -224,6 +225,7 @@ class Recipe(Strict, frozen=True):
     reward: Annotated[Rewards, Field(min_length=1)]
     sample: SampleConfig
     select: SelectConfig = SelectConfig()
+    kl_coefficient: float = Field(default=0.0, ge=0)
     tune: TuneConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     alarms: AlarmsConfig = AlarmsConfig()
@@ -246,19 +248,23 @@ class Recipe(Strict, frozen=True):
 
 
 class TextRecipe(Recipe, frozen=True):
-    """``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have r."""
-
     modality: Literal["text"] = "text"
     sample: TextSampleConfig = TextSampleConfig()
     select: TextSelectConfig = TextSelectConfig()
     tune: TextTuneConfig = TextTuneConfig()
-    kl_coefficient: float = Field(default=0.0, ge=0)
 
 
 class ImageRecipe(Recipe, frozen=True):
     modality: Literal["image"] = "image"
     sample: ImageSampleConfig = ImageSampleConfig()
     tune: ImageTuneConfig = ImageTuneConfig()
+
+    @field_validator("kl_coefficient", mode="after")
+    @classmethod
+    def _no_kl(cls, beta: float) -> float:
+        if beta:
+            raise ValueError("pictures have no log-probabilities; leave it out")
+        return beta
 
 
 RECIPES: dict[str, type[Recipe]] = {"text": TextRecipe, "image": ImageRecipe}
