@@ -131,9 +131,9 @@ def skimmed(scored: Sequence[Scored]) -> Iterator[Scored]:
     return scored.skim() if isinstance(scored, Columnar) else iter(scored)
 
 
-def floats(values: Sequence[float | None]) -> Array:
+def floats(values: Sequence[float | None] | Array) -> Array:
     """None becomes NaN."""
-    return np.array(values, np.float64)
+    return np.asarray(values, np.float64)
 
 
 def optional(values: Array) -> list[float | None]:
@@ -143,7 +143,7 @@ def optional(values: Array) -> list[float | None]:
 
 def known(values: Array) -> memoryview:
     """Those that are not NaN; they come out as Python's floats, without a list of them."""
-    return memoryview(np.ascontiguousarray(values[~np.isnan(values)], np.float64))
+    return values[~np.isnan(values)].data
 
 
 def mean(values: Array) -> float | None:

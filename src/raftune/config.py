@@ -31,7 +31,8 @@ class RewardConfig(Strict, frozen=True):
     """One part of the reward. ``use``: ``module:function``, ``path.py:function`` or one of ours (docs/rewards.md).
 
     ``label``: for ``classifier`` the class that is wanted; for ``image-classifier`` and ``correct`` the column of the
-    prompts that names it (``label`` by default).
+    prompts that names it (``label`` by default). ``elsewhere``: this function asks another process or machine, so a
+    shard is scored while the next one is sampled.
     """
 
     use: str
@@ -39,6 +40,7 @@ class RewardConfig(Strict, frozen=True):
     weight: float = 1.0
     normalise: Literal["none", "zscore"] = "none"
     label: str | None = None
+    elsewhere: bool = False
 
 
 def _sum_of_sources(known: dict[str, Any]) -> int:

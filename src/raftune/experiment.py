@@ -14,7 +14,7 @@ from . import alarms, files, pick, table
 from .build import Parts
 from .errors import UserError
 from .figures import part_means, said_of, selection
-from .ledger import scored_in
+from .ledger import ScoredTable
 from .loop import raft
 from .prompts import draw
 from .provenance import by_source
@@ -102,7 +102,7 @@ class Experiment:
     def _describe(self, number: int) -> None:
         """Figures of what was sampled and chosen, and of what filters and ties left to choose from."""
         here, run, parts = self.run.round(number), self.run, self.parts
-        scored, chosen = (scored_in([here.folder / f"{name}.parquet"], run.codec) for name in ("scored", "chosen"))
+        scored, chosen = (ScoredTable([here.folder / f"{name}.parquet"], run.codec) for name in ("scored", "chosen"))
         alone = parts.recipe.sample.sources is None and parts.shards is None
         seconds = run.metrics(number).get("time/sample_s") if alone else None  # else it is not the policy's rate
         figures = parts.modality.describe(scored.candidates, seconds) | part_means(scored)

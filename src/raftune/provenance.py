@@ -16,10 +16,10 @@ SHARE = "chosen/source/"
 def by_source(scored: Sequence[Scored], chosen: Sequence[Scored]) -> dict[str, float]:
     """``chosen/source/<name>``: its share of the chosen; ``sample/source/<name>/reward_mean``: over its candidates.
     Nothing where there is one source only."""
-    (sources, names), columns = sources_of(scored), columns_of(scored)
+    sources, names = sources_of(scored)
     if len(names) < 2:
         return {}
-    figures, (winners, of_winners) = {}, sources_of(chosen)
+    figures, (winners, of_winners), columns = {}, sources_of(chosen), columns_of(scored)
     for number, name in enumerate(names):
         if len(chosen):
             won = np.count_nonzero(winners == of_winners.index(name)) if name in of_winners else 0

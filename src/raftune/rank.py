@@ -139,7 +139,7 @@ class Random:
         places = (
             start + place
             for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
-            for place in _sample(count, self.n or 1, (*seed, columns.keys.id_of(columns.keys.prompt[rows[start]])))
+            for place in _sample(count, self.n or 1, (*seed, columns.keys.id_of(int(columns.keys.prompt[rows[start]]))))
         )
         return rows[np.fromiter(places, np.int64)]
 

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 
@@ -14,7 +15,7 @@ import numpy as np
 from . import files, interrupt, ledger, memory, progress, table
 from .beside import Worker, worker
 from .columns import Array, Columns, floats
-from .ledger import Candidates, Ledger
+from .ledger import Candidates, Ledger, ScoredTable, StoredPrompts
 from .protocols import Codec
 from .score import Rewards
 from .types import Candidate, Policy, Prompt, Scored
@@ -34,11 +35,11 @@ class RoundFolder:
     def done(self) -> bool:
         return (self.folder / "DONE").exists()
 
-    def prompts(self, draw: Callable[[], Sequence[Prompt]]) -> list[Prompt]:
+    def prompts(self, draw: Callable[[], Sequence[Prompt]]) -> Sequence[Prompt]:
         path = self.folder / "prompts.parquet"
         if not path.exists():
             table.write_prompts(path, draw())
-        return table.read_prompts(path)
+        return StoredPrompts(path)
 
     def candidates(
         self, prompts: Sequence[Prompt], shard: int, sample: Sample, rewards: Rewards | None = None
@@ -46,9 +47,10 @@ class RoundFolder:
         """Sample ``shard`` prompts at a time, one file each. Where ``rewards`` are worked out elsewhere, each shard is
         scored in a thread while the next one is sampled."""
         paths = [self.folder / "candidates" / f"{n:05d}.parquet" for n in range(-(-len(prompts) // shard))]
+        asked = iter(prompts)
         with self._scoring(rewards) as scoring, progress.bar("sample", len(prompts)) as advance:
-            for number, path in enumerate(paths):
-                some = prompts[number * shard : (number + 1) * shard]
+            for path in paths:
+                some = list(islice(asked, shard))
                 if not path.exists():
                     interrupt.check()
                     with self.timed("sample"):
@@ -81,8 +83,8 @@ class RoundFolder:
     def _known(self, shard: Path, rewards: Rewards) -> dict[str, Array] | None:
         """What the parts of the reward said of a shard; None where that is still to do."""
         path = self._parts(shard)
-        found = files.read_json(path) if path.exists() else {"version": None}
-        if found["version"] != rewards.version:
+        found = files.read_json(path) if path.exists() else {}
+        if found.get("version") != rewards.version:
             return None  # a reward that was mended since scores the whole round: its numbers do not compare
         parts = {name: floats(values) for name, values in found["parts"].items()}
         whole = all(len(part) == len(Candidates([shard], self.codec)) for part in parts.values())
@@ -91,11 +93,12 @@ class RoundFolder:
     def _parts(self, shard: Path) -> Path:
         return self.folder / "scoring" / f"{shard.stem}.json"
 
-    def scored(self, candidates: Candidates, rewards: Rewards) -> Ledger:
+    def scored(self, candidates: Candidates, rewards: Rewards) -> Ledger | ScoredTable:
         """Score what is not scored yet, a shard at a time; the weighted sum is taken over the whole round."""
         path = self.folder / "scored.parquet"
-        if path.exists() and len(before := ledger.scored_in([path], self.codec)) == len(candidates):
-            return Ledger(candidates, before.columns)
+        if path.exists() and len(before := ScoredTable([path], self.codec)) == len(candidates):
+            decided = (self.folder / "chosen.parquet").exists()  # else the table will be written once more
+            return before if decided else Ledger(candidates, before.columns)
         parts: dict[str, list[Array]] = {member.reward.name: [floats([])] for member in rewards.members}
         with progress.bar("score", len(candidates)) as advance:
             for shard in candidates.paths:
@@ -105,20 +108,20 @@ class RoundFolder:
                         self._score(shard, rewards)
                 for name, values in found.items():
                     parts[name].append(values)
-                advance(len(values))
+                advance(len(next(iter(found.values()))))
         with self.timed("score"):
             whole = {name: np.concatenate(values) for name, values in parts.items()}
-            reward = rewards.reward(candidates.keys.prompt, whole)
-            return Ledger(candidates, Columns(candidates.keys, reward, whole))
+            keys = candidates.keys
+            return Ledger(candidates, Columns(keys, rewards.reward(keys.prompt, whole), whole))
 
-    def chosen(self, scored: Ledger, choose: Callable[[], Sequence[Scored]]) -> Ledger:
+    def chosen(self, scored: Ledger | ScoredTable, choose: Callable[[], Sequence[Scored]]) -> ScoredTable:
         """Choose, and write the table of what was scored and that of what was chosen."""
         path = self.folder / "chosen.parquet"
-        if not path.exists():
+        if isinstance(scored, Ledger) and not path.exists():
             with self.timed("select"):
                 self._decide(path, scored, choose)
         shutil.rmtree(self.folder / "scoring", ignore_errors=True)
-        return ledger.scored_in([path], self.codec)
+        return ScoredTable([path], self.codec)
 
     def _decide(self, path: Path, scored: Ledger, choose: Callable[[], Sequence[Scored]]) -> None:
         try:
@@ -126,12 +129,12 @@ class RoundFolder:
         except Exception:
             ledger.write(self.folder / "scored.parquet", scored, None)  # to be looked at: nothing was decided
             raise
-        which = scored.which(chosen)
-        ledger.write(self.folder / "scored.parquet", scored, which)
+        ledger.write(self.folder / "scored.parquet", scored, scored.which(chosen))
         if isinstance(chosen, Ledger):
             ledger.write(path, chosen, np.ones(len(chosen), bool))
         else:
             table.write_scored(path, chosen, self.codec, {table.key_of(one) for one in chosen})
+        scored.let_go(ScoredTable([self.folder / "scored.parquet"], self.codec))
 
     def policy(self, tune: Callable[[Path], Policy]) -> Policy:
         path = self.folder / "policy"

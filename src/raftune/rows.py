@@ -1,5 +1,4 @@
-"""Rows of prompts, candidates and scored candidates: their columns (docs/architecture.md), what these mean, and how they
-lie in a parquet file."""
+"""Rows of prompts, candidates and scored candidates: their columns (docs/architecture.md), and how files hold them."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import UserError
@@ -19,7 +17,7 @@ from .protocols import Codec
 from .types import Candidate, Prompt, Text
 
 PART = "reward/"
-MOST_PROMPTS = 1 << 16  # that are held at once while a table is read
+MOST_PROMPTS = 1 << 14  # that are held at once while a table is read
 PROMPT = {"prompt_id": pa.string(), "prompt": pa.string(), "chat": pa.bool_(), "columns": pa.string()}
 ROW = {**PROMPT, "index": pa.int32(), "source": pa.string(), "logprob": pa.float64()}
 
@@ -143,6 +141,6 @@ def _values(column: pa.Array) -> list[Any]:
         return column.to_pylist()
     if column.flatten().null_count:
         return column.to_pylist()
-    ends = np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy()).tolist()
+    ends = np.cumsum(column.value_lengths().fill_null(0).to_numpy()).tolist()
     values, valid = column.flatten().to_numpy().tolist(), column.is_valid().to_pylist()
     return [values[start:end] if there else None for start, end, there in zip([0, *ends], ends, valid, strict=False)]

@@ -117,7 +117,7 @@ class Rewards:
 def _sums(summands: Sequence[Array]) -> Array:
     """Of each row, rounded once as `math.fsum` does."""
     if len(summands) > 2:
-        return np.fromiter(map(math.fsum, zip(*map(memoryview, summands), strict=True)), np.float64)
+        return np.fromiter(map(math.fsum, zip(*(one.data for one in summands), strict=True)), np.float64)
     return sum(summands, np.zeros(len(summands[0])))  # one addition rounds once, and adding 0 not at all
 
 
@@ -128,7 +128,7 @@ def zscore(part: Part, pool: Part | None = None) -> Array:
     if not len(others):
         return np.where(np.isnan(values), values, 0.0)
     center = math.fsum(others) / len(others)
-    deviation = math.sqrt(math.fsum(memoryview((np.asarray(others) - center) ** 2)) / len(others))
+    deviation = math.sqrt(math.fsum(((np.asarray(others) - center) ** 2).data) / len(others))
     scale = deviation if deviation > 1e-12 * max(1.0, abs(center)) else math.inf
     return (values - center) / scale
 

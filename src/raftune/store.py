@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from . import files, interrupt, memory, table
 from .columns import columns_of
 from .errors import UserError
-from .ledger import Ledger, scored_in
+from .ledger import ScoredTable
 from .protocols import Codec
 from .round_folder import RoundFolder
 from .types import Policy, Round, Scored
@@ -130,19 +130,19 @@ class Run:
         """The latest checkpoint."""
         return self.policy_of(self.last)
 
-    def lesson(self, number: int, buffer: int) -> Ledger:
+    def lesson(self, number: int, buffer: int) -> ScoredTable:
         """What round ``number`` and the ``buffer`` rounds before it chose, the earliest first."""
         rounds = [self.round(earlier) for earlier in range(max(1, number - buffer), number + 1)]
-        return scored_in([here.folder / "chosen.parquet" for here in rounds], self.codec)
+        return ScoredTable([here.folder / "chosen.parquet" for here in rounds], self.codec)
 
     def commit(self, number: int, scored: Sequence[Scored], chosen: Sequence[Scored], policy: Policy) -> Round:
         """Everything of the round is on disk: write its figures and mark it done."""
-        here = self.round(number)
+        here, columns = self.round(number), columns_of(scored)
         figures: dict[str, Any] = {
-            "sample/reward_mean": columns_of(scored).mean_reward,
+            "sample/reward_mean": columns.mean_reward,
             "chosen/reward_mean": columns_of(chosen).mean_reward,
             "sample/candidates": len(scored),
-            "sample/unscored": columns_of(scored).unscored,
+            "sample/unscored": columns.unscored,
             "chosen/candidates": len(chosen),
             **here.figures,
         }

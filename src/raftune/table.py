@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import replacing
-from .ledger import GROUP, Candidates, scored_in
+from .ledger import GROUP, Candidates, ScoredTable, StoredPrompts
 from .protocols import Codec
-from .rows import PART, PROMPT, ROW, TextCodec, candidate_row, layout, opened, prompt_of, prompt_row, readable
+from .rows import PART, PROMPT, ROW, TextCodec, candidate_row, layout, opened, prompt_row
 from .types import Candidate, Prompt, Scored
 
 __all__ = [
@@ -44,9 +44,7 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    file = opened(path, ["prompt_id", "prompt"])
-    with readable(path):
-        return [prompt_of(row) for row in file.read().to_pylist()]
+    return list(StoredPrompts(path))
 
 
 def read_candidates(path: Path, codec: Codec) -> list[Candidate]:
@@ -76,7 +74,7 @@ def write_scored(
 
 
 def read_scored(path: Path, codec: Codec) -> list[Scored]:
-    return list(scored_in([path], codec))
+    return list(ScoredTable([path], codec))
 
 
 def key_of(one: Scored) -> tuple[str, int]:

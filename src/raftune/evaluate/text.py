@@ -6,9 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from ..columns import keys_of, spread
 from ..ledger import Candidates
 from ..likelihood import fits, logprobs
@@ -58,11 +55,11 @@ def _tally_on_disk(candidates: Candidates) -> Tally:
     for _, batch in candidates.batches(["prompt_id", "token_ids", "finish_reason"]):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         if (ids := columns.get("token_ids")) is not None:
-            tokens += pc.sum(pc.list_value_length(ids)).as_py() or 0
+            tokens += ids.value_lengths().sum().as_py() or 0
             told += len(ids) - ids.null_count
         reasons = columns.get("finish_reason")
-        stopped = None if reasons is None else pc.is_in(reasons.fill_null("stop"), pa.array(["stop", ""]))
-        finished += batch.num_rows if stopped is None else stopped.true_count
+        counts = {} if reasons is None else {one["values"]: one["counts"] for one in reasons.value_counts().to_pylist()}
+        finished += batch.num_rows - sum(count for reason, count in counts.items() if (reason or "stop") != "stop")
     return Tally(tokens, told, finished)
 
 
