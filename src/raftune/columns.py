@@ -22,8 +22,8 @@ BLOCK = 1 << 18  # rows that are ranked at once
 
 @dataclass(frozen=True)
 class Keys:
-    """What names N candidates. ``prompt``: the number of its prompt in order of first appearance; ``index``: among the
-    prompt's; ``ids``: of each prompt."""
+    """What names N candidates. ``prompt``: the number of its prompt, rising in order of first appearance; ``index``:
+    among the prompt's; ``ids``: of each prompt."""
 
     prompt: Array
     index: Array
@@ -34,8 +34,16 @@ class Keys:
         return found if isinstance(found, str) else found.as_py()
 
     def take(self, rows: Array) -> Keys:
-        """Those of these rows; prompts keep their numbers."""
-        return Keys(self.prompt[rows], self.index[rows], self.ids)
+        """Those of these rows, in this order."""
+        prompt, index = self.prompt[rows], self.index[rows]
+        if (prompt[1:] >= prompt[:-1]).all():
+            return Keys(prompt, index, self.ids)
+        first = np.full(len(self.ids), len(rows))  # another prompt may come first now
+        np.minimum.at(first, prompt, np.arange(len(rows)))
+        order = np.argsort(first, kind="stable")
+        number = np.empty(len(order), np.int32)
+        number[order] = np.arange(len(order))
+        return Keys(number[prompt], index, [self.id_of(one) for one in order.tolist()])
 
 
 @dataclass(frozen=True)

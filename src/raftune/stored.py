@@ -103,6 +103,7 @@ class Stored(Sequence[T]):
             with opened(path, ()) as file, readable(path):
                 fields = [field for field in file.schema_arrow if columns is None or field.name in columns]
                 names = [field.name for field in fields if lists or not pa.types.is_nested(field.type)]
+                names = names or file.schema_arrow.names[:1]  # none of these are there; the rows are
                 for number in numbers:
                     start = self._ends[number] - self.pieces[number].rows
                     groups = [self.pieces[number].group]

@@ -52,7 +52,7 @@ def _tally(candidates: Sequence[Candidate]) -> Tally:
 def _tally_on_disk(candidates: Candidates) -> Tally:
     """The same from the columns of text (:class:`raftune.table.TextCodec`)."""
     tokens = told = finished = 0
-    for _, batch in candidates.batches(["prompt_id", "token_ids", "finish_reason"]):
+    for _, batch in candidates.batches(["token_ids", "finish_reason"]):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         if (ids := columns.get("token_ids")) is not None:
             tokens += ids.value_lengths().sum().as_py() or 0
