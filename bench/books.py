@@ -23,11 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 K, TOKENS, WORDS = 8, 40, 25
+DIFFERENT = 16  # shards whose outputs differ; those after them say the same to other prompts
 
 
 def build(folder: Path, rows: int, shard: int) -> None:
@@ -38,8 +40,7 @@ def build(folder: Path, rows: int, shard: int) -> None:
 
     from raftune.store import Run
 
-    draw, version = np.random.default_rng(0), rewards().version
-    vocabulary = np.array([f"w{i:04d}" for i in range(5000)])
+    version = rewards().version
     Run(folder, "model").close()
     here = folder / "rounds" / "0001"
     for part in ("candidates", "scoring"):
@@ -53,27 +54,40 @@ def build(folder: Path, rows: int, shard: int) -> None:
     for number, first in enumerate(range(0, prompts, shard)):
         which = np.repeat(np.arange(first, min(first + shard, prompts)), K)
         count = len(which)
-        words = vocabulary[draw.zipf(1.3, (count, WORDS)) % 5000]
-        ends = pa.array(np.arange(0, TOKENS * count + 1, TOKENS, dtype=np.int32))
-        ids = pa.array((draw.zipf(1.2, TOKENS * count) % 49152).astype(np.int32))
-        logprobs = pa.array(-draw.exponential(2, TOKENS * count).astype(np.float32))
-        reward = np.round(draw.normal(0, 0.5, count), 4)
-        columns: dict[str, Any] = {
-            "prompt_id": pa.array(pids).take(pa.array(which)),
-            "prompt": pa.array(contents).take(pa.array(which)),
+        columns, reward = outputs(number % DIFFERENT, count)
+        of_prompts = {
+            "prompt_id": pa.array(pids[first : first + shard]).take(pa.array(which - first)),
+            "prompt": pa.array(contents[first : first + shard]).take(pa.array(which - first)),
             "chat": pa.array(np.zeros(count, bool)),
             "columns": pa.array(["{}"] * count),
             "index": pa.array(np.tile(np.arange(K, dtype=np.int32), count // K)),
-            "source": pa.array(["policy"] * count),
-            "logprob": pa.array(draw.normal(-80, 10, count)),
-            "output": pa.array([" ".join(row) for row in words.tolist()]),
-            "token_ids": pa.ListArray.from_arrays(ends, ids),
-            "token_logprobs": pa.ListArray.from_arrays(ends, logprobs),
-            "finish_reason": pa.array(np.where(draw.random(count) < 0.3, "stop", "length").tolist()),
         }
-        pq.write_table(pa.table(columns), here / "candidates" / f"{number:05d}.parquet")
-        parts = {"version": version, "parts": {"mood": reward.tolist()}}
+        pq.write_table(pa.table(of_prompts | columns), here / "candidates" / f"{number:05d}.parquet")
+        parts = {"version": version, "shard": f"{number:05d}.parquet", "parts": {"mood": reward}}
         (here / "scoring" / f"{number:05d}.json").write_text(json.dumps(parts))
+
+
+@cache
+def outputs(number: int, count: int) -> tuple[dict[str, Any], list[float]]:
+    """What a shard's candidates say, and how it was rewarded."""
+    import numpy as np
+    import pyarrow as pa
+
+    draw = np.random.default_rng(number)
+    vocabulary = np.array([f"w{i:04d}" for i in range(5000)])
+    words = vocabulary[draw.zipf(1.3, (count, WORDS)) % 5000]
+    ends = pa.array(np.arange(0, TOKENS * count + 1, TOKENS, dtype=np.int32))
+    ids = pa.array((draw.zipf(1.2, TOKENS * count) % 49152).astype(np.int32))
+    logprobs = pa.array(-draw.exponential(2, TOKENS * count).astype(np.float32))
+    columns = {
+        "source": pa.array(["policy"] * count),
+        "logprob": pa.array(draw.normal(-80, 10, count)),
+        "output": pa.array([" ".join(row) for row in words.tolist()]),
+        "token_ids": pa.ListArray.from_arrays(ends, ids),
+        "token_logprobs": pa.ListArray.from_arrays(ends, logprobs),
+        "finish_reason": pa.array(np.where(draw.random(count) < 0.3, "stop", "length").tolist()),
+    }
+    return columns, np.round(draw.normal(0, 0.5, count), 4).tolist()
 
 
 class Nothing:

@@ -48,7 +48,7 @@ ALLOWED = {
     "ledger": {"columns", "errors", "files", "protocols", "rows", "stored", "types"},
     "table": {"files", "ledger", "protocols", "rows", "types"},
     "picture": {"errors", "files"},
-    "beside": {"interrupt"},
+    "beside": {"errors", "interrupt"},
     "round_folder": {
         *("beside", "columns", "files", "interrupt", "ledger", "memory", "progress"),
         *("protocols", "score", "table", "types"),

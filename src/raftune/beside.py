@@ -10,6 +10,7 @@ from threading import Event, Thread
 from typing import Generic, TypeVar
 
 from . import interrupt
+from .errors import Interrupted
 
 T = TypeVar("T")
 POLL = 0.1  # seconds between two looks whether a signal asked to stop
@@ -46,6 +47,8 @@ class Worker(Generic[T]):
         try:
             while (piece := self._given.get()) is not None and not self._stopped.is_set():
                 self._work(piece)
+        except Interrupted:
+            pass  # whoever gave the pieces is told the same
         except Exception as error:
             log.warning("%s; tried again when sampling is done", error)
         finally:

@@ -78,13 +78,14 @@ class RoundFolder:
 
     def _score(self, shard: Path, rewards: Rewards) -> None:
         values = rewards.parts(table.read_candidates(shard, self.codec))
-        files.write_json(self._parts(shard), {"version": rewards.version, "parts": values}, indent=None)
+        found = {"version": rewards.version, "shard": shard.name, "parts": values}
+        files.write_json(self._parts(shard), found, indent=None)
 
     def _known(self, shard: Path, rewards: Rewards) -> dict[str, Array] | None:
         """What the parts of the reward said of a shard; None where that is still to do."""
         path = self._parts(shard)
         found = files.read_json(path) if path.exists() else {}
-        if found.get("version") != rewards.version:
+        if (found.get("version"), found.get("shard")) != (rewards.version, shard.name):
             return None  # a reward that was mended since scores the whole round: its numbers do not compare
         parts = {name: floats(values) for name, values in found["parts"].items()}
         whole = all(len(part) == len(Candidates([shard], self.codec)) for part in parts.values())
