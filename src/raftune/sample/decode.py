@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..models import Tokenizer
-from .attention import SharedPrefix, SuffixCache
+from .attention import SharedPrefix
 from .draw import Temper, draw
 
 COMPACT_BELOW = 0.9  # rows leave the batch once fewer than this share of them still decode
@@ -115,8 +115,7 @@ def decode_shared(
     length_N = torch.full_like(owner_N, steps)
     stopped_N = torch.zeros_like(owner_N, dtype=torch.bool)
     next_position_N = mask_BP.sum(-1)[owner_N]
-    prefix = SharedPrefix(cache, mask_BP, owner_N)
-    suffix = SuffixCache(len(prefix.keys), steps)
+    prefix = SharedPrefix(cache, mask_BP, owner_N, capacity=steps)
 
     logits_NV = logits_BV[owner_N]
     for step in range(steps):
@@ -136,13 +135,12 @@ def decode_shared(
             keep = live_N.nonzero()[:, 0]
             rows_N, token_N, next_position_N = rows_N[keep], token_N[keep], next_position_N[keep]
             prefix.keep(keep)
-            suffix.keep(keep)
         logits_NV = model(
             input_ids=token_N[:, None],
             position_ids=next_position_N[:, None],
             # Four dimensions: transformers hands it through as it is. The real mask travels in the prefix.
             attention_mask=prefix.hidden_B11P,
-            past_key_values=suffix,
+            past_key_values=prefix.suffix,
             use_cache=True,
             logits_to_keep=1,
             shared_prefix=prefix,
