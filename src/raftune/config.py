@@ -81,14 +81,23 @@ class SampleConfig(Strict, frozen=True):
         return self.model_copy(update={"sources": sources, "k": samples}) if sources else self
 
 
+class HalvingConfig(Strict, frozen=True):
+    """``first`` of a prompt's K, then as many again and again until one has the reward ``solved``, the highest there
+    is (docs/rewards.md, Halving)."""
+
+    solved: float
+    first: int = Field(default=2, ge=1)
+
+
 class TextSampleConfig(SampleConfig, frozen=True):
-    """``temperature``: λ."""
+    """``temperature``: λ. ``halving``: no more draws of a prompt that is solved; None: always K."""
 
     temperature: float = Field(default=1.0, gt=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_new_tokens: int = Field(default=64, ge=1)
     stop: tuple[str, ...] = ()
+    halving: HalvingConfig | None = None
     backend: str = "text"
 
 

@@ -49,6 +49,12 @@ def standard_error(scored: Sequence[Scored], value: Value) -> float | None:
     return stdev([mean(values) for values in by_prompt.values()]) / math.sqrt(len(by_prompt))
 
 
+def spared(scored: Sequence[Scored], k: int) -> dict[str, float]:
+    """``stopped_prompts``: those with fewer than ``k`` candidates; ``spared``: how many candidates were not drawn."""
+    counts = [len(members) for members in group(scored)]
+    return {"stopped_prompts": sum(count < k for count in counts), "spared": sum(k - count for count in counts)}
+
+
 def selection(scored: Sequence[Scored], select: Select) -> dict[str, float]:
     """``filtered/<name>``: candidates that fell to a filter; ``filtered_prompts``: prompts left without any;
     ``tied_prompts`` and ``unscored_prompts``: those among the rest whose ranking tells nothing."""

@@ -45,8 +45,11 @@ class TextSampler:
     def temper(self) -> Temper:
         return Temper(self.temperature, self.top_k, self.top_p)
 
-    def sample(self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...]) -> list[Candidate]:
-        """``k`` candidates of each prompt, in order; see :class:`raftune.protocols.Sampler`."""
+    def sample(
+        self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...], first: int = 0
+    ) -> list[Candidate]:
+        """``k`` candidates of each prompt, in order, the first with the index ``first``; see
+        :class:`raftune.protocols.Sampler`."""
         if k < 1:
             raise UserError(f"sample.k: {k} candidates per prompt; at least 1 is needed")
         if not prompts:
@@ -55,7 +58,7 @@ class TextSampler:
         stop = Stop.of(model, tokenizer, self.stop)
         ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         self._fit(model, prompts, ids)
-        pairs = [(row, index) for row in range(len(prompts)) for index in range(k)]
+        pairs = [(row, index) for row in range(len(prompts)) for index in range(first, first + k)]
         found: dict[tuple[int, int], Drawn] = {}
         with progress.bar("decode", len(pairs) * self.max_new_tokens) as advance:
             for batch in plan(
