@@ -1,23 +1,25 @@
-"""Pictures: sampler against bare pipeline, learner against a bare training loop, a round against training on
-all K. The model is the repository's own (digits/model), 32 × 32 pictures.
+"""Sampler against bare pipeline, learner against a bare training loop, a round against training on all K.
+
+The model is the repository's own (``digits/model``, 5 M parameters, 32 × 32 pictures, float32), the smallest there is:
+what we add to a picture or a step weighs most here. The aim is to lose no more than 5 % of sampling, 10 % of tuning.
 
 - sample: the same prompts, generators, steps and batch; ``rate``: pictures per second after a warm-up. Ours also makes
   the PNG and its hash.
 - tune: the same latents and embeddings, ready in memory on both sides; full UNet, v-prediction, min-SNR, AdamW,
   clipping. ``rate``: pictures per second from the end of the first step to the end of the last.
 - round: sample K of each prompt, choose one, one pass. The peer passes over all K with weight zero for the losers, as
-  online fine-tuning in flow_grpo does. ``rate``: candidates per second of sampling and
-  tuning.
+  online fine-tuning in flow_grpo does. ``rate``: candidates per second of sampling and tuning; sampling is the same on
+  both sides and most of the work.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from machine import clock
 from paired import main
 
 MODEL = Path(__file__).parent.parent / "digits" / "model"
@@ -41,7 +43,7 @@ def ours(stage: str, **case: Any) -> dict[str, float]:
     return {"sample": our_sample, "tune": our_tune, "round": our_round}[stage](**case)
 
 
-def peer(stage: str, **case: Any) -> dict[str, float]:
+def bare(stage: str, **case: Any) -> dict[str, float]:
     return {"sample": bare_sample, "tune": bare_tune, "round": all_round}[stage](**case)
 
 
@@ -54,9 +56,9 @@ def sampler(batch: int) -> Any:
 def our_sample(count: int, k: int, batch: int) -> dict[str, float]:
     draw, asked = sampler(batch), prompts(count)
     draw.sample(MODEL, asked, batch // count, (0, "warm-up"))
-    start = time.perf_counter()
+    start = clock()
     drawn = draw.sample(MODEL, asked, k, (0,))
-    return {"rate": len(drawn) / (time.perf_counter() - start)}
+    return {"rate": len(drawn) / (clock() - start)}
 
 
 def bare_sample(count: int, k: int, batch: int) -> dict[str, float]:
@@ -72,10 +74,10 @@ def bare_sample(count: int, k: int, batch: int) -> dict[str, float]:
         pipe(some, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators)
 
     draw(texts[:batch])
-    start = time.perf_counter()
+    start = clock()
     for at in range(0, len(texts), batch):
         draw(texts[at : at + batch])
-    return {"rate": len(texts) / (time.perf_counter() - start)}
+    return {"rate": len(texts) / (clock() - start)}
 
 
 def winners(count: int) -> list[Any]:
@@ -93,7 +95,7 @@ def our_tune(pictures: int, batch: int, steps: int) -> dict[str, float]:
 
     def watch(description: str, total: int) -> tuple[progress.Advance, Callable[[], None]]:
         watched = description == "tune"
-        return lambda done: stamps.append(time.perf_counter()) if done and watched else None, lambda: None
+        return lambda done: stamps.append(clock()) if done and watched else None, lambda: None
 
     learner = ImageLearner(learning_rate=1e-5, steps=steps, max_epochs=steps, batch_size=batch, lora=None)
     chosen = winners(pictures)
@@ -145,7 +147,7 @@ def train(lesson: tuple[Any, Any], steps: Sequence[Sequence[int]], weights: Sequ
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        stamps.append(time.perf_counter())
+        stamps.append(clock())
     return stamps
 
 
@@ -155,7 +157,7 @@ def our_round(count: int, k: int, batch: int) -> dict[str, float]:
 
     learner = ImageLearner(learning_rate=1e-5, steps=10**6, max_epochs=1, batch_size=batch, lora=None)
     sampler(64).sample(MODEL, prompts(count), 1, (0, "warm-up"))
-    start = time.perf_counter()
+    start = clock()
     drawn = sampler(64).sample(MODEL, prompts(count), k, (0,))
     chosen = [Scored(candidate, 0.0) for candidate in drawn if candidate.index == 0]
     with tempfile.TemporaryDirectory() as scratch:
@@ -167,7 +169,7 @@ def all_round(count: int, k: int, batch: int) -> dict[str, float]:
     from raftune import Scored
 
     sampler(64).sample(MODEL, prompts(count), 1, (0, "warm-up"))
-    start = time.perf_counter()
+    start = clock()
     drawn = sampler(64).sample(MODEL, prompts(count), k, (0,))
     lesson = latents_of([Scored(candidate, 0.0) for candidate in drawn])
     rows = [list(range(at, at + batch)) for at in range(0, len(drawn), batch)]
@@ -176,9 +178,9 @@ def all_round(count: int, k: int, batch: int) -> dict[str, float]:
 
 
 def rate_of(candidates: int, start: float) -> dict[str, float]:
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return {"rate": candidates / seconds, "seconds": seconds}
 
 
 if __name__ == "__main__":
-    main(CASES, {"ours": ours, "peer": peer})
+    main(CASES, {"ours": ours, "bare": bare})
