@@ -35,7 +35,7 @@ bench-reward: $(VENV)/.bench  ## seconds to a given reward against GRPO and RLOO
 	@$(RUN)/python bench/page.py
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)

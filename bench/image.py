@@ -65,7 +65,10 @@ def bare_sample(count: int, k: int, batch: int) -> dict[str, float]:
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(MODEL)
+    from raftune.models import device
+    from raftune.pipelines import precision
+
+    pipe = DiffusionPipeline.from_pretrained(MODEL, dtype=precision()).to(device())
     pipe.set_progress_bar_config(disable=True)
     texts = [prompt.content for prompt in prompts(count) for _ in range(k)]
 
@@ -116,12 +119,14 @@ def latents_of(chosen: Sequence[Any]) -> tuple[Any, Any]:
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(MODEL, unet=None)
+    from raftune.models import device
+
+    pipe = DiffusionPipeline.from_pretrained(MODEL, unet=None).to(device())
     texts = [one.candidate.prompt.content for one in chosen]
     with torch.no_grad():
-        pixels = pipe.image_processor.preprocess([one.candidate.output.image for one in chosen])
+        pixels = pipe.image_processor.preprocess([one.candidate.output.image for one in chosen]).to(device())
         latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-        return latents, pipe.encode_prompt(texts, "cpu", 1, False)[0]
+        return latents, pipe.encode_prompt(texts, device(), 1, False)[0]
 
 
 def train(lesson: tuple[Any, Any], steps: Sequence[Sequence[int]], weights: Sequence[float]) -> list[float]:
@@ -130,17 +135,21 @@ def train(lesson: tuple[Any, Any], steps: Sequence[Sequence[int]], weights: Sequ
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from diffusers.training_utils import compute_snr
 
-    unet = UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet", dtype=torch.float32).train()
+    from raftune.models import device
+    from raftune.pipelines import precision
+
+    unet = UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet", dtype=torch.float32).to(device()).train()
     scheduler = DDPMScheduler.from_pretrained(MODEL, subfolder="scheduler")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, weight_decay=0.0)
     all_latents, all_embeddings = lesson
-    weight = torch.tensor(weights)
+    weight = torch.tensor(weights, device=unet.device)
     stamps = []
     for rows in steps:
         latents, embeddings = all_latents[rows], all_embeddings[rows]
         noise = torch.randn_like(latents)
-        times = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),))
-        answer = unet(scheduler.add_noise(latents, noise, times), times, embeddings, return_dict=False)[0]
+        times = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),), device=unet.device)
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=precision() == torch.bfloat16):
+            answer = unet(scheduler.add_noise(latents, noise, times), times, embeddings, return_dict=False)[0].float()
         snr = compute_snr(scheduler, times)
         errors = (answer - scheduler.get_velocity(latents, noise, times)).square().mean((1, 2, 3))
         (errors * snr.clamp(max=5.0) / (snr + 1) * weight[rows]).mean().backward()

@@ -8,7 +8,6 @@ import platform
 import re
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "diffusers", "peft")
@@ -66,14 +65,7 @@ def conditions(options: argparse.Namespace) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Of the libraries that this process has loaded."""
-    found = {}
-    for library in LIBRARIES:
-        if library in sys.modules:
-            try:
-                found[library] = version(library)
-            except PackageNotFoundError:
-                continue
-    return found
+    return {name: sys.modules[name].__version__ for name in LIBRARIES if name in sys.modules}
 
 
 def clock() -> float:

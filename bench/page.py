@@ -163,7 +163,7 @@ def comparison_table(record: dict[str, Any]) -> str:
             ]
             rows.append([case if side == OURS else "", side, *middle])
         rows += [["", side, f"not run here: {why}", "", "", "", ""] for side, why in found["absent"].items()]
-    heads = ["case", "side", key, "ours is better by", "peak GiB", "ours / peer", "of it"]
+    heads = ["case", "side", key, "ours is better by", "peak GiB", "memory, ours / peer", "of it"]
     return table(heads, rows)
 
 
@@ -252,10 +252,41 @@ def section(name: str, record: dict[str, Any], folder: Path) -> dict[str, Any]:
     draw: Callable[[dict[str, Any], Path], None] = plot_race if name == "time_to_reward" else plot
     draw(record, folder / f"{name}.png")
     if name == "time_to_reward":
-        return shown | {"table": race_table(record), "versions": {"all": record["runs"][-1]["versions"]}}
-    runs = [found["runs"] for found in record["cases"].values()]
-    versions = {side: some[-1].get("versions", {}) for one in runs for side, some in one.items()}
-    return shown | {"table": comparison_table(record), "limits": limits_table(record), "versions": versions}
+        return shown | {"table": race_table(record), "how": how_raced(record)}
+    return shown | {"table": comparison_table(record), "limits": limits_table(record), "how": how_compared(record)}
+
+
+def how_compared(record: dict[str, Any]) -> str:
+    """When, how often, on how many threads, with which versions."""
+    cases = record["cases"].values()
+    libraries: dict[str, list[str]] = {}  # what a side ran on → the sides that did
+    for side, runs in {side: runs for found in cases for side, runs in found["runs"].items()}.items():
+        libraries.setdefault(_listed(runs[-1].get("versions", {})), []).append(side)
+    told = [f"{' / '.join(sides)}: {listed}" for listed, sides in libraries.items() if listed]
+    days = sorted({found["when"] for found in cases})
+    turns = sorted({len(found["runs"][OURS]) for found in cases})
+    load = max(found["load_before"][0] for found in cases)
+    times = "–".join(dict.fromkeys((str(turns[0]), str(turns[-1]))))
+    first = next(iter(cases))
+    when = f"{' and '.join(dict.fromkeys((days[0], days[-1])))}; turns: {times}; load average before: {load:g} at most"
+    return f"{when}; {_confined(first)}. {'; '.join(told)}."
+
+
+def how_raced(record: dict[str, Any]) -> str:
+    return (
+        f"{record['when']}; target {record['target']:g}; peers stopped after {short(record['cap_seconds'])} s "
+        f"({record['factor']:g} × ours); {_confined(record)}. {_listed(record['runs'][-1]['versions'])}."
+    )
+
+
+def _confined(conditions: dict[str, Any]) -> str:
+    threads, cpus = conditions["threads"], conditions["cpus"]
+    told = f"{threads} threads a side" if threads else "threads as each library chooses"
+    return f"{told}, cores {' | '.join(cpus) if isinstance(cpus, list) else cpus}" if cpus else told
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{library} {version}" for library, version in versions.items())
 
 
 def machine_of(folder: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Side:
-    """Who does the work: a function of the benchmark's script, or a script of its own, which is given the case's
-    arguments as options (``--k 16``) and prints ``RESULT {…}``.
+    """Who does the work: a function of the benchmark's script, or a script of its own, which is given ``--case CASE``
+    and prints ``RESULT {…}``.
 
     ``venv``: the virtual environment whose interpreter runs it. Where that is missing, a function runs in this one and
     a script does not run at all. ``env``: environment variables on top.
@@ -81,7 +81,7 @@ def main(
                     print(
                         f"{record.name}: {case}: {name}, {number + 1} of {options.pairs}", file=sys.stderr, flush=True
                     )
-                    found["runs"].setdefault(name, []).append(measure(case, cases[case], name, side))
+                    found["runs"].setdefault(name, []).append(measure(case, name, side))
         record.keep(case, found, order=list(cases))
         for line in record.lines(case):
             print(line, flush=True)
@@ -94,11 +94,10 @@ def figures_of(side: Side, arguments: Mapping[str, Any]) -> Figures:
     return {"peak_gb": machine.peak_gb(), **found, "versions": machine.versions()}
 
 
-def measure(case: str, arguments: Mapping[str, Any], name: str, side: Side) -> Figures:
+def measure(case: str, name: str, side: Side) -> Figures:
     """One side once, in a fresh process."""
     if isinstance(side.work, Path):
-        command = [str(side.python), str(side.work)]
-        command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
+        command = [str(side.python), str(side.work), "--case", case]
     else:
         command = [str(side.python), sys.argv[0], "--case", case, "--side", name]
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]

@@ -2,12 +2,13 @@
 
 No side may stop early, so all decode prompts × K × new tokens at temperature 1; ``rate`` is new tokens per second after
 a warm-up, loading aside. The prompts are distinct (random token ids), each has K answers. vLLM runs in an environment
-of its own (``make .venv-vllm``).
+of its own (``make vllm``).
 """
 
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import machine
 from machine import clock
@@ -78,7 +79,11 @@ def generate(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
     return {"rate": prompts * k * new / once(new)}
 
 
-SIDES = {"ours": Side(ours), "generate": Side(generate)}
+SIDES = {
+    "ours": Side(ours),
+    "generate": Side(generate),
+    "vLLM": Side(Path(__file__).with_name("vllm_side.py"), ".venv-vllm"),
+}
 
 if __name__ == "__main__":
     main(CASES, SIDES)

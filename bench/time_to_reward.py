@@ -159,6 +159,8 @@ def main() -> None:
     when = [arrived(one, target) for one in ours]
     if any(one.bound for one in when):
         sys.exit(f"ours did not reach {target} within {options.rounds} rounds on every seed; set another --target")
+    if any(one.seconds == 0 for one in when):
+        sys.exit(f"the initial model stands at {target} already; set a higher --target")
     cap = options.factor * median(one.seconds for one in when)
     firsts = campaign.all([Job(method, 0, rate) for method in PEERS for rate in options.rates], cap)
     best = {method: best_rate([one for one in firsts if one["method"] == method], target) for method in PEERS}

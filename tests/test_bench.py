@@ -188,6 +188,7 @@ def test_the_race_on_the_page(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "a-machine"
     folder.mkdir(parents=True)
     kept = {"machine": "A machine", "about": "of mine", "target": 0.5, "best": {"grpo": 1e-5, "rloo": 1e-5}}
+    kept |= {"when": "today", "cap_seconds": 400, "factor": 20, "threads": 1, "cpus": ["0", "1"]}
     (folder / "time_to_reward.json").write_text(json.dumps(kept | {"runs": [*ours, *firsts, *others]}))
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
@@ -195,4 +196,5 @@ def test_the_race_on_the_page(tmp_path: Path) -> None:
     assert "| grpo | 1e-05 (best) | 0 | > 400 | > 16 | 4 | 0.100 → 0.200 |" in text
     assert "| raft | 5e-05 | 2 | 20 | 16 | 2 | 0.100 → 0.600 |" in text
     assert "| ≥ 10 | 9 (9 – > 20) | not reached |" in text and "| ≤ 0.4 | 0.5 | not reached |" in text
+    assert "peers stopped after 400 s (20 × ours); 1 threads a side, cores 0 | 1. trl 9." in text
     assert (folder / "time_to_reward.png").exists()
