@@ -198,3 +198,53 @@ def test_the_race_on_the_page(tmp_path: Path) -> None:
     assert "| ≥ 10 | 9 (9 – > 20) | not reached |" in text and "| ≤ 0.4 | 0.5 | not reached |" in text
     assert "peers stopped after 400 s (20 × ours); 1 threads a side, cores 0 | 1. trl 9." in text
     assert (folder / "time_to_reward.png").exists()
+
+
+def test_a_campaign_takes_the_best_rate_to_the_other_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours first, its median seconds make the cap; three rates on seed 0; the best on the others; all is kept."""
+    asked: list[tuple[str, float | None]] = []
+    ends = {5e-6: 0.2, 2e-5: 0.4, 5e-5: 0.3}
+
+    def run(campaign: Any, job: time_to_reward.Job, cap: float | None = None) -> dict[str, Any]:
+        asked.append((job.name, cap))
+        if job.learning_rate is None:
+            return run_of("raft", job.seed, [0.1, 0.3, 0.6], 10 * (1 + job.seed))
+        return run_of(job.method, job.seed, [0.1, ends[job.learning_rate]], 300, job.learning_rate)
+
+    monkeypatch.setattr(time_to_reward.Campaign, "run", run)
+    monkeypatch.setattr(time_to_reward, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--factor", "5"])
+    time_to_reward.main()
+    firsts = [f"{method}-{rate}-0" for method in ("grpo", "rloo") for rate in ("5e-06", "2e-05", "5e-05")]
+    others = [f"{method}-2e-05-{seed}" for method in ("grpo", "rloo") for seed in (1, 2)]
+    assert asked == [(f"raft-{seed}", None) for seed in range(3)] + [(name, 200.0) for name in (*firsts, *others)]
+    (path,) = tmp_path.glob("*/time_to_reward.json")
+    kept = json.loads(path.read_text())
+    assert (kept["best"], kept["cap_seconds"], len(kept["runs"])) == ({"grpo": 2e-5, "rloo": 2e-5}, 200.0, 13)
+    found = page.race(kept, "grpo")["ratio"]
+    assert (found.middle, found.bound, str(found)) == (7.5, True, "> 7.5")
+    monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--target", "0.7"])
+    with pytest.raises(SystemExit, match=r"ours did not reach 0\.7"):
+        time_to_reward.main()
+    monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--target", "0.1"])
+    with pytest.raises(SystemExit, match="stands at 0.1 already"):
+        time_to_reward.main()
+
+
+def test_a_layers_matmuls_are_all_counted(tiny: Path) -> None:
+    """FLOPs as torch counts them in a real forward pass without attention's own, and thrice that with the backward."""
+    import limits
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    layers = limits.Layers.of(model)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.ones(3, 5, dtype=torch.long), logits_to_keep=2).logits.sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    linear = sum(
+        flops for operation, flops in counted.items() if operation in {torch.ops.aten.mm, torch.ops.aten.addmm}
+    )
+    assert linear == layers.flops(15, 6, backward=True) == 3 * layers.flops(15, 6)
+    assert layers.seconds(3, 2) > 0 and layers.nbytes == 4 * (layers.flops(1, 1) / 2)
