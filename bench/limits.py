@@ -181,7 +181,7 @@ def survey() -> Iterator[dict[str, Any]]:
             for size in (512, *SQUARES[where.type]):
                 rates = [square_rate(size, one, where) / 1e9 for one in (dtype, torch.float32)]
                 yield {"threads": count, "square": size, "gflops": rates[0], "float32": rates[1]}
-            for rows in (1, 16, 64, 128, 192, 256, 512, 1024):
+            for rows in (1, 16, 64, 128, 192, 256, 512, 1024, 2048, 4096):
                 warm, cold = (layer_rate(rows, 576, 1536, weights, dtype, where) / 1e9 for weights in (1, 60))
                 model_rate = layers.flops(rows, rows) / layers.seconds(rows, rows) / 1e9
                 line = {"threads": count, "rows": rows, "one_weight": warm, "sixty_weights": cold}
