@@ -16,6 +16,7 @@ import pytest
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
+import aims  # noqa: E402
 import page  # noqa: E402
 import paired  # noqa: E402
 import time_to_reward  # noqa: E402
@@ -150,20 +151,20 @@ def test_a_rerun_replaces_only_its_case(tmp_path: Path, monkeypatch: pytest.Monk
 
 def record(rates: dict[str, list[float]]) -> dict[str, Any]:
     runs = {side: [{"rate": rate, "limit": 400.0, "peak_gb": 1.0} for rate in some] for side, some in rates.items()}
-    cases = {page.SHORT: {"runs": runs, "absent": {}}}
+    cases = {aims.SHORT: {"runs": runs, "absent": {}}}
     return {"compared": "rate", "smaller_is_better": False, "cases": cases}
 
 
 def test_aims_are_judged_by_the_median_of_the_ratios() -> None:
-    aim = page.Aim("sampler", "sample", page.SHORT, "ratio", "generate", 3)
-    share = page.Aim("sampler", "sample", page.SHORT, "limit", "limit", 0.7)
+    aim = aims.Aim("sampler", "sample", aims.SHORT, "ratio", "generate", 3)
+    share = aims.Aim("sampler", "sample", aims.SHORT, "limit", "limit", 0.7)
     found = record({"ours": [310, 290, 330], "generate": [100, 100, 100]})
-    assert page.measured(aim, found) == Spread(3.1, 2.9, 3.3)
-    assert aim.verdict(page.measured(aim, found)) == "reached"
+    assert aims.measured(aim, found) == Spread(3.1, 2.9, 3.3)
+    assert aim.verdict(aims.measured(aim, found)) == "reached"
     assert aim.verdict(Spread(2.9, 2.8, 3.5)) == "not reached"
-    assert page.measured(share, found) == Spread(0.775, 0.725, 0.825)
-    assert aim.verdict(page.measured(aim, record({"ours": [1.0]}))) == "not measured"
-    low = page.Aim("memory", "sample", page.SHORT, "memory", "generate", 0.4, at_most=True)
+    assert aims.measured(share, found) == Spread(0.775, 0.725, 0.825)
+    assert aim.verdict(aims.measured(aim, record({"ours": [1.0]}))) == "not measured"
+    low = aims.Aim("memory", "sample", aims.SHORT, "memory", "generate", 0.4, at_most=True)
     assert [low.verdict(Spread(x, x, x)) for x in (0.39, 0.4, 0.41)] == ["reached", "reached", "not reached"]
     assert [aim.verdict(Spread(x, x, x, bound=True)) for x in (2.0, 3.5)] == ["open", "reached"]
 
@@ -174,7 +175,7 @@ def test_aims_name_cases_and_sides_that_exist() -> None:
     import tune
 
     known = {"sample": sample, "tune": tune, "round": round_}
-    for aim in page.AIMS:
+    for aim in aims.AIMS:
         if aim.comparison in known:
             module = known[aim.comparison]
             assert aim.case in module.CASES
@@ -192,7 +193,7 @@ def test_the_race_on_the_page(tmp_path: Path) -> None:
     (folder / "time_to_reward.json").write_text(json.dumps(kept | {"runs": [*ours, *firsts, *others]}))
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert page.race(kept | {"runs": [*ours, *firsts, *others]}, "grpo")["ratio"] == Spread(9, 9, 20, high_bound=True)
+    assert aims.race(kept | {"runs": [*ours, *firsts, *others]}, "grpo")["ratio"] == Spread(9, 9, 20, high_bound=True)
     assert "| grpo | 1e-05 (best) | 0 | > 400 | > 16 | 4 | 0.100 → 0.200 |" in text
     assert "| raft | 5e-05 | 2 | 20 | 16 | 2 | 0.100 → 0.600 |" in text
     assert "| ≥ 10 | 9 (9 – > 20) | not reached |" in text and "| ≤ 0.4 | 0.5 | not reached |" in text
@@ -221,7 +222,7 @@ def test_a_campaign_takes_the_best_rate_to_the_other_seeds(tmp_path: Path, monke
     (path,) = tmp_path.glob("*/time_to_reward.json")
     kept = json.loads(path.read_text())
     assert (kept["best"], kept["cap_seconds"], len(kept["runs"])) == ({"grpo": 2e-5, "rloo": 2e-5}, 200.0, 13)
-    found = page.race(kept, "grpo")["ratio"]
+    found = aims.race(kept, "grpo")["ratio"]
     assert (found.middle, found.bound, str(found)) == (7.5, True, "> 7.5")
     monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--target", "0.7"])
     with pytest.raises(SystemExit, match=r"ours did not reach 0\.7"):
