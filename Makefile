@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := HF_HUB_OFFLINE=1 $(BIN)
 
-.PHONY: quickstart quickstart-image test check bench clean
+COMPARISONS := sample tune score round image
+
+.PHONY: quickstart quickstart-image test check bench bench-page bench-reward clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -21,14 +23,19 @@ check: $(VENV)/.dev  ## format, lint, types
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 
-bench: $(VENV)/.bench  ## both sides of every comparison; one JSON line a case
-	@$(RUN)/python bench/sample.py
-	@$(RUN)/python bench/tune.py
-	@$(RUN)/python bench/round.py
-	@$(RUN)/python bench/image.py
+bench: $(VENV)/.bench .venv-trl/.ready  ## paired comparisons, then docs/benchmarks.md; ONLY=sample: one; PAIRS=1: how often
+	@for one in $(or $(ONLY),$(COMPARISONS)); do $(RUN)/python bench/$$one.py $(if $(PAIRS),--pairs $(PAIRS)) || exit 1; done
+	@$(RUN)/python bench/page.py
+
+bench-page: $(VENV)/.bench  ## docs/benchmarks.md from the results that lie in docs/benchmarks
+	@$(RUN)/python bench/page.py
+
+bench-reward: $(VENV)/.bench  ## seconds to a given reward against GRPO and RLOO: hours, resumable; OPTIONS='--cpus 0 --cpus 1 --threads 1'
+	@$(RUN)/python bench/time_to_reward.py $(OPTIONS)
+	@$(RUN)/python bench/page.py
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -51,5 +58,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev$(comma)bench)
+
+# The peers of TRL's sides: TRL and all that it needs at their newest, but for torch, which is the same for all
+.venv-trl/.ready: constraints.txt
+	@$(PYTHON) -m venv .venv-trl
+	@.venv-trl/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	@.venv-trl/bin/pip install -q --disable-pip-version-check -U trl -e '.[assets,vader]'
+	@touch $@
 
 comma := ,
