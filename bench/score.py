@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from paired import main, openings
-from sample import matmul_rate
+import machine
+from machine import clock
+from paired import Side, main, openings
 
 FAR = 0.5
 SIZES = (1, 4, 8, 16, 32, 64)
 CASES = {
-    "score MiniLM, 768 candidates, K=32": {"asset": "all-minilm-l6-v2", "k": 32, "equal": 0.03},
-    "score SmolLM2-135M, 192 candidates, K=8": {"asset": "smollm2-135m-instruct", "k": 8, "equal": 0.03},
-    "score SmolLM2-135M, 192 candidates, K=8, 30 % equal": {"asset": "smollm2-135m-instruct", "k": 8, "equal": 0.3},
+    "MiniLM, 768 candidates, K=32": {"asset": "all-minilm-l6-v2", "k": 32, "equal": 0.03},
+    "SmolLM2-135M, 192 candidates, K=8": {"asset": "smollm2-135m-instruct", "k": 8, "equal": 0.03},
+    "SmolLM2-135M, 192 candidates, K=8, 30 % equal": {"asset": "smollm2-135m-instruct", "k": 8, "equal": 0.3},
 }
 
 
@@ -76,14 +75,14 @@ def ours(asset: str, k: int, equal: float) -> dict[str, float]:
         reward = ClassifierReward(reward_model(asset, Path(folder)))
         asked = candidates(k, equal)
         reward(asked[:16])
-        start = time.perf_counter()
+        start = clock()
         values = [float(value or 0.0) for value in reward(asked)]
-        seconds = time.perf_counter() - start
-        figures = {"rate": len(asked) / seconds, **quality(folder, asked, values)}
+        seconds = clock() - start
+        figures = {"rate": len(asked) / seconds, "peak_gb": machine.peak_gb(), **quality(folder, asked, values)}
         return figures | {"share_of_matmul": flops(folder, asked) / seconds / at_best()}
 
 
-def peer(asset: str, k: int, equal: float) -> dict[str, float]:
+def by_pipeline(asset: str, k: int, equal: float) -> dict[str, float]:
     from transformers import pipeline
 
     from raftune.models import compute_dtype, device
@@ -95,14 +94,15 @@ def peer(asset: str, k: int, equal: float) -> dict[str, float]:
         texts = [one.prompt.content + one.output.text for one in asked]
 
         def timed(some: list[str], size: int) -> tuple[float, list[float]]:
-            start = time.perf_counter()
+            start = clock()
             found = classify(some, batch_size=size, function_to_apply="none")
-            return time.perf_counter() - start, [one["score"] for one in found]
+            return clock() - start, [one["score"] for one in found]
 
         timed(texts[:16], 4)
         size = min(SIZES, key=lambda size: timed(texts[:64], size)[0])
         seconds, values = timed(texts, size)
-        return {"rate": len(asked) / seconds, "batch_size": size, **quality(folder, asked, values)}
+        figures = {"rate": len(asked) / seconds, "peak_gb": machine.peak_gb(), "batch_size": size}
+        return figures | quality(folder, asked, values)
 
 
 def inputs_of(folder: str, asked: list[Any]) -> dict[str, list[int]]:
@@ -122,9 +122,11 @@ def flops(folder: str, asked: list[Any]) -> float:
 
 
 def at_best() -> float:
+    import limits
+
     from raftune.models import compute_dtype, device
 
-    return matmul_rate(2048, compute_dtype(device()))
+    return limits.layer_rate(2048, 576, 1536, 60, compute_dtype(device()), device())
 
 
 def quality(folder: str, asked: list[Any], values: list[float], compared: int = 64) -> dict[str, float]:
@@ -150,4 +152,4 @@ def quality(folder: str, asked: list[Any], values: list[float], compared: int = 
 
 
 if __name__ == "__main__":
-    sys.exit(main(CASES, {"ours": ours, "peer": peer}))
+    main(CASES, {"ours": Side(ours), "pipeline": Side(by_pipeline)})
