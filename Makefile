@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 RUN := HF_HUB_OFFLINE=1 $(BIN)
 
-.PHONY: quickstart quickstart-image test check bench clean
+.PHONY: quickstart quickstart-image test test-vllm vllm check bench clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -15,6 +16,11 @@ quickstart-image: $(VENV)/.image  ## a diffusion model learns to draw what it ha
 test: $(VENV)/.dev  ## under ten minutes on two cores, no GPU, no model hub
 	@$(RUN)/python -c "from raftune.assets import ASSETS, fetch; [fetch(name) for name in ASSETS]"  # real models, once
 	@$(RUN)/python -m pytest
+
+vllm: $(VLLM)/.ready  ## an environment of its own with vLLM's CPU build: .venv-vllm/bin/raftune run … --set sample.backend=vllm
+
+test-vllm: $(VLLM)/.ready  ## the real engine and the real server, on the real model: a quarter of an hour
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default tests_vllm
 
 check: $(VENV)/.dev  ## format, lint, types
 	@$(BIN)/ruff format --check .
@@ -28,7 +34,7 @@ bench: $(VENV)/.bench  ## both sides of every comparison; one JSON line a case
 	@$(RUN)/python bench/image.py
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -51,5 +57,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev$(comma)bench)
+
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 comma := ,

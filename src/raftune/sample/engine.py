@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..models import compute_dtype, device, resident
 from .decode import Drawn
 from .served import Job
+from .text import CACHE_SHARE, memory_of
 from .weights import Weights
 
 log = logging.getLogger("raftune")
@@ -40,21 +41,30 @@ class EngineOptions:
             raise UserError("sample.vllm.idle: on a CPU vLLM cannot sleep; use stay or stop")
         return self.idle or ("stay" if device().type == "cpu" else "sleep")
 
+    @property
+    def room(self) -> int:
+        """The rank of adapters that the recipe itself makes room for; 0: none."""
+        return int(self.engine.get("max_lora_rank", 16 if self.engine.get("enable_lora") else 0))
+
     def arguments(self, weights: Weights, rank: int) -> dict[str, Any]:
         """Of ``vllm.LLM``, with room for adapters of this rank (0: none)."""
         lora = {"enable_lora": True, "max_lora_rank": next(r for r in RANKS if r >= rank)} if rank else {}
+        if device().type == "cpu" and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            cache = {"kv_cache_memory_bytes": int(memory_of(device()) * CACHE_SHARE["cpu"])}
+        else:
+            cache = {"gpu_memory_utilization": self.gpu_memory_utilization}
         return {
             "model": weights.base,
             "dtype": self.dtype or str(compute_dtype(device())).removeprefix("torch."),
-            "gpu_memory_utilization": self.gpu_memory_utilization,
             "max_model_len": self.max_model_len,
             "tensor_parallel_size": self.tensor_parallel_size,
             "enforce_eager": device().type == "cpu" if self.enforce_eager is None else self.enforce_eager,
             "enable_sleep_mode": self.when_idle == "sleep",
             "logprobs_mode": "raw_logprobs",
             "generation_config": "vllm",
-            **lora,
+            **cache,
             **self.engine,
+            **lora,
         }
 
 
@@ -113,12 +123,17 @@ class Engine:
         advance(len(outputs))
         return [[_drawn(one) for one in output.outputs] for output in outputs]
 
+    @property
+    def stopped(self) -> bool:
+        """Is it not in memory at all?"""
+        return self._llm is None
+
     def stop(self) -> None:
         """End its processes; the next :meth:`ready` starts anew."""
         llm, self._llm, self._adapter, self._asleep = self._llm, None, None, False
         self._adapters.clear()
         if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+            llm.llm_engine.engine_core.shutdown(timeout=30)
 
     def _leave(self) -> None:
         if self._llm is None or self._asleep:
@@ -135,7 +150,7 @@ class Engine:
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # torch's threads do not survive a fork
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
-        rank = max(weights.rank, int(self.options.engine.get("max_lora_rank", 0)))
+        rank = max(weights.rank, self.options.room)
         log.info("vllm: starting the engine%s", f" with room for adapters of rank {rank}" if rank else "")
         try:
             llm = LLM(**self.options.arguments(weights, rank))

@@ -95,7 +95,7 @@ class TextSampler:
         heads = getattr(config, "num_key_value_heads", None) or query_heads
         width = getattr(config, "head_dim", None) or hidden // query_heads
         per_token = max(1, 2 * layers * heads * width) * model.dtype.itemsize
-        return max(1, int(_memory(model.device) * CACHE_SHARE[model.device.type] / per_token))
+        return max(1, int(memory_of(model.device) * CACHE_SHARE[model.device.type] / per_token))
 
 
 def check_length(prompts: Sequence[Prompt], lengths: Sequence[int], new: int, limit: int | None) -> None:
@@ -119,7 +119,8 @@ def candidate(
     return Candidate(prompt, index, output, source, sum(drawn.logprobs))
 
 
-def _memory(where: torch.device) -> int:
+def memory_of(where: torch.device) -> int:
+    """All the memory there is, in bytes: not what is free now, which is another every time."""
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[1]
     import psutil
