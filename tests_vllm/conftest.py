@@ -24,7 +24,7 @@ from raftune.types import Candidate, Prompt, Scored
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = EngineOptions(dtype="float32", max_model_len=512)
-NEW = 32
+NEW = 24
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def smollm() -> str:
 @pytest.fixture(scope="session")
 def prompts() -> list[Prompt]:
     lines = (ROOT / "recipes" / "openings.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Prompt(f"p{number}", json.loads(line)["prompt"]) for number, line in enumerate(lines)][:48]
+    return [Prompt(f"p{number}", json.loads(line)["prompt"]) for number, line in enumerate(lines)][:32]
 
 
 @pytest.fixture(scope="session")

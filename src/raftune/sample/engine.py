@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from .decode import Drawn
 from .served import Job
 from .text import CACHE_SHARE, memory_of
 from .weights import Weights
+from .worker import EXTENSION
 
 log = logging.getLogger("raftune")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, that vLLM makes room for
@@ -62,6 +65,8 @@ class EngineOptions:
             "enable_sleep_mode": self.when_idle == "sleep",
             "logprobs_mode": "raw_logprobs",
             "generation_config": "vllm",
+            "use_tqdm_on_load": False,
+            **({"worker_extension_cls": EXTENSION} if device().type == "cpu" else {}),
             **cache,
             **self.engine,
             **lora,
@@ -81,6 +86,7 @@ class Engine:
         self._adapters: dict[str, int] = {}  # version → vLLM's number for it
         self._adapter: Any = None
         self._asleep = False
+        self._watchdog: subprocess.Popen[bytes] | None = None
 
     def ready(self, weights: Weights) -> int | None:
         """See :class:`raftune.sample.served.Backend`. Starts the engine, or one that fits, if there is none."""
@@ -134,6 +140,10 @@ class Engine:
         self._adapters.clear()
         if llm is not None:
             llm.llm_engine.engine_core.shutdown(timeout=30)
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.communicate()  # and its pipe is closed
+            self._watchdog = None
 
     def _leave(self) -> None:
         if self._llm is None or self._asleep:
@@ -152,18 +162,21 @@ class Engine:
 
         rank = max(weights.rank, self.options.room)
         log.info("vllm: starting the engine%s", f" with room for adapters of rank {rank}" if rank else "")
+        before = multiprocessing.active_children()
         try:
             llm = LLM(**self.options.arguments(weights, rank))
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             interrupt.check()
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"sample.backend: vllm does not start with {weights.base}: {line}") from error
+        self._watchdog = _watch([str(one.pid) for one in multiprocessing.active_children() if one not in before])
         atexit.register(self.stop)
         self._model, self._rank, self._base_version = weights.base, rank, weights.base_version
         return llm
 
     def _reload(self, weights: Weights) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": weights.base})
+        method = "reload_whole" if device().type == "cpu" else "reload_weights"
+        self._llm.collective_rpc(method, kwargs={"weights_path": weights.base})
         self._model, self._base_version = weights.base, weights.base_version
 
     def _lora(self, weights: Weights) -> Any:
@@ -173,6 +186,14 @@ class Engine:
 
         number = self._adapters.setdefault(weights.adapter_version, len(self._adapters) + 1)
         return LoRARequest(weights.adapter_version, number, weights.adapter)
+
+
+def _watch(processes: list[str]) -> subprocess.Popen[bytes]:
+    """Ends these when this process is gone, however it went (SIGKILL): vLLM's engine would wait for it forever, with
+    all its memory. The pipe closes with this process."""
+    script = 'cat > /dev/null; kill "$@"; sleep 10; kill -9 "$@"'
+    command = ["sh", "-c", script, "watchdog", *processes]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _drawn(output: Any) -> Drawn:
