@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 RUN := HF_HUB_OFFLINE=1 $(BIN)
 
 COMPARISONS := sample tune score round image
 
-.PHONY: quickstart quickstart-image test check bench bench-page bench-reward clean
+.PHONY: quickstart quickstart-image test test-vllm vllm check bench bench-page bench-reward clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -17,6 +18,11 @@ quickstart-image: $(VENV)/.image  ## a diffusion model learns to draw what it ha
 test: $(VENV)/.dev  ## under ten minutes on two cores, no GPU, no model hub
 	@$(RUN)/python -c "from raftune.assets import ASSETS, fetch; [fetch(name) for name in ASSETS]"  # real models, once
 	@$(RUN)/python -m pytest
+
+vllm: $(VLLM)/.ready  ## an environment of its own with vLLM's CPU build: .venv-vllm/bin/raftune run … --set sample.backend=vllm
+
+test-vllm: $(VLLM)/.ready  ## the real engine and the real server, on the real model: a quarter of an hour
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default tests_vllm
 
 check: $(VENV)/.dev  ## format, lint, types
 	@$(BIN)/ruff format --check .
@@ -35,7 +41,7 @@ bench-reward: $(VENV)/.bench  ## seconds to a given reward against GRPO and RLOO
 	@$(RUN)/python bench/page.py
 
 clean:
-	@rm -rf $(VENV) .venv-trl .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(VLLM) .venv-trl .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -64,6 +70,12 @@ $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PYTHON) -m venv .venv-trl
 	@.venv-trl/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
 	@.venv-trl/bin/pip install -q --disable-pip-version-check -U trl -e '.[assets,vader]'
+	@touch $@
+
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 comma := ,

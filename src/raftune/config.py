@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from .serving import HOW_SERVED, VllmConfig
 from .sources import HOW_ASKED, Source, SourceName
 from .strict import Strict
 
@@ -90,7 +91,8 @@ class HalvingConfig(Strict, frozen=True):
 
 
 class TextSampleConfig(SampleConfig, frozen=True):
-    """``temperature``: λ. ``halving``: no more draws of a prompt that is solved; None: always K."""
+    """``temperature``: λ. ``halving``: no more draws of a prompt that is solved; None: always K. ``backend``: text,
+    vllm or module:Class; of vllm ``url`` is a server of its own, else the engine starts here, as ``vllm`` says."""
 
     temperature: float = Field(default=1.0, gt=0)
     top_k: int | None = Field(default=None, ge=1)
@@ -99,6 +101,15 @@ class TextSampleConfig(SampleConfig, frozen=True):
     stop: tuple[str, ...] = ()
     halving: HalvingConfig | None = None
     backend: str = "text"
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    vllm: VllmConfig | None = None
+
+    @field_validator("url", "vllm", mode="after")
+    @classmethod
+    def _of_vllm(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("backend") == "text":
+            raise ValueError("does nothing with backend: text; set backend: vllm")
+        return value
 
 
 class ImageSampleConfig(SampleConfig, frozen=True):
@@ -253,7 +264,8 @@ class Recipe(Strict, frozen=True):
         """What must not change between the sessions of a run, flat."""
         free = {"out", "keep", "rounds", "evaluate.patience", *(f"alarms.{name}" for name in AlarmsConfig.model_fields)}
         settings = flatten(self.model_dump(mode="json"))
-        return {key: value for key, value in settings.items() if key not in free and not HOW_ASKED.fullmatch(key)}
+        how = (HOW_ASKED, HOW_SERVED)
+        return {k: value for k, value in settings.items() if k not in free and not any(h.fullmatch(k) for h in how)}
 
 
 class TextRecipe(Recipe, frozen=True):

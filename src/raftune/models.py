@@ -18,7 +18,14 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from . import assets
 from .errors import UserError
@@ -149,6 +156,19 @@ def load_config(policy: Policy) -> Any:
     return loading(folder, lambda: AutoConfig.from_pretrained(folder))
 
 
+def load_generation_config(policy: Policy) -> GenerationConfig:
+    """What the model says of generating, its end-of-sequence tokens above all; an adapter's is its base's."""
+    folder = of_text(policy)
+    base = adapter_base(folder)
+    if base is not None:
+        return load_generation_config(base)
+    try:
+        with quiet():
+            return GenerationConfig.from_pretrained(folder)
+    except OSError:  # it has no file of its own
+        return GenerationConfig.from_model_config(load_config(folder))
+
+
 def load_model(
     policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM, **options: Any
 ) -> PreTrainedModel:
@@ -182,26 +202,37 @@ class Resident:
     def __init__(self) -> None:
         self._key: object = None
         self._value: Any = None
+        self._leave: Callable[[], None] | None = None
 
     def get(self, policy: Policy, kind: str, load: Callable[[], T]) -> T:
         """What ``load`` made for this checkpoint and kind; made anew if the files of the checkpoint changed."""
-        key = (kind, _state(policy))
+        key = (kind, state_of(policy))
         if self._key != key:
             self.free()
             self._value = load()
             self._key = key
         return self._value
 
+    def claim(self, guest: object, leave: Callable[[], None]) -> None:
+        """Room for a model that lives elsewhere (an engine of its own): what was here goes, and ``leave`` is called
+        when another model needs the room."""
+        if self._key is not guest:
+            self.free()
+            self._key, self._leave = guest, leave
+
     def free(self) -> None:
         """Let the model go, and between stages hand freed memory back, so that their peaks do not add up."""
-        self._key = self._value = None
+        leave, self._key, self._value, self._leave = self._leave, None, None, None
+        if leave is not None:
+            leave()
         if (library := glibc()) is not None:
             library.malloc_trim(0)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _state(policy: Policy) -> tuple[object, ...]:
+def state_of(policy: Policy) -> tuple[object, ...]:
+    """Changes when the files of a checkpoint do."""
     folder = Path(str(policy))
     if not folder.is_dir():
         return (str(policy),)

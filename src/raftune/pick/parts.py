@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..config import SampleConfig, SelectConfig, TextRecipe, TextSelectConfig, TuneConfig
+from ..config import SampleConfig, SelectConfig, TextRecipe, TextSampleConfig, TextSelectConfig, TuneConfig
 from ..errors import UserError
 from ..filters import Filtered, Filters
 from ..protocols import Learner, Sampler, Select
 from ..rank import parse_rule
 from ..recipe import validated
 from ..score import Rewards
+from ..serving import VllmConfig
 from ..sources import EndpointSource, ModelSource, PolicySource, PoolSource, Source
 from .places import beside_of, custom, model
 from .scorers import is_model
@@ -26,19 +27,39 @@ if TYPE_CHECKING:
 
 def sampler(config: SampleConfig, beside: Path = Path()) -> Sampler:
     """What draws from a policy."""
-    options = config.model_dump(exclude={"prompts_per_round", "k", "shard", "backend", "sources", "halving"})
+    unsaid = {name for name in ("url", "vllm") if getattr(config, name, None) is None}
+    options = config.model_dump(exclude={"prompts_per_round", "k", "shard", "backend", "sources", "halving", *unsaid})
     match config.backend:
         case "text":
             from ..sample.text import TextSampler
 
             return TextSampler(**options)
+        case "vllm" if isinstance(config, TextSampleConfig):
+            return _vllm(config)
         case "image":
             from ..sample.image import ImageSampler
 
             return ImageSampler(**options)
         case backend if ":" in backend:
             return custom("sample.backend", backend, beside, options)
-    raise UserError(f"sample.backend: {config.backend!r} is unknown; use text, image or module:Class")
+    raise UserError(f"sample.backend: {config.backend!r} is unknown; use text, vllm, image or module:Class")
+
+
+def _vllm(config: TextSampleConfig) -> Sampler:
+    """The engine in this process, or the server at ``url``."""
+    if config.url is None and importlib.util.find_spec("vllm") is None:
+        raise UserError("sample.backend: vllm needs the package vllm: pip install vllm; or name a server, sample.url")
+    from ..sample.served import VllmSampler
+
+    drawn = config.model_dump(include={"max_new_tokens", "temperature", "top_k", "top_p", "stop"})
+    how = config.vllm or VllmConfig()
+    if config.url is None:
+        from ..sample.engine import EngineOptions, engine
+
+        return VllmSampler(engine(EngineOptions(**how.model_dump())), **drawn)
+    from ..sample.server import server
+
+    return VllmSampler(server(config.url, how.idle), **drawn)
 
 
 def sources(config: SampleConfig, beside: Path = Path(), folder: Path | None = None) -> Sampler:

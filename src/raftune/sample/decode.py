@@ -52,6 +52,13 @@ class Drawn:
     stopped: bool
 
 
+def eos_ids(tokenizer: Tokenizer, generation: GenerationConfig | None) -> list[int]:
+    """The end-of-sequence tokens of tokenizer and model."""
+    listed = generation.eos_token_id if generation else None
+    ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return sorted({int(one) for one in ids if one is not None})
+
+
 @dataclass(frozen=True)
 class Stop:
     """When a row is finished: an end-of-sequence token or a stop string at its end."""
@@ -62,10 +69,8 @@ class Stop:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Tokenizer, strings: Sequence[str]) -> Stop:
         """The end-of-sequence tokens of model and tokenizer, and these strings."""
-        listed = model.generation_config.eos_token_id if model.generation_config else None
-        ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
         return cls(
-            sorted({int(one) for one in ids if one is not None}),
+            eos_ids(tokenizer, model.generation_config),
             StopStringCriteria(tokenizer, list(strings)) if strings else None,
         )
 

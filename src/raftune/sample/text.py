@@ -57,7 +57,8 @@ class TextSampler:
         model, tokenizer = causal(policy)
         stop = Stop.of(model, tokenizer, self.stop)
         ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        self._fit(model, prompts, ids)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        check_length(prompts, [len(one) for one in ids], self.max_new_tokens, limit)
         pairs = [(row, index) for row in range(len(prompts)) for index in range(first, first + k)]
         found: dict[tuple[int, int], Drawn] = {}
         with progress.bar("decode", len(pairs) * self.max_new_tokens) as advance:
@@ -70,7 +71,9 @@ class TextSampler:
                 work = Work([ids[row] for row in rows], owner, uniforms(addresses, self.max_new_tokens))
                 drawn = self._decode(model, work, stop, advance)
                 found.update(zip(batch, drawn, strict=True))
-        return [self._candidate(tokenizer, prompts[row], index, found[row, index]) for row, index in pairs]
+        return [
+            candidate(tokenizer, prompts[row], index, found[row, index], self.stop, self.source) for row, index in pairs
+        ]
 
     def _decode(
         self,
@@ -87,16 +90,6 @@ class TextSampler:
     def _rows(self, model: PreTrainedModel) -> int:
         return self.batch_rows or MAX_ROWS[model.device.type]
 
-    def _fit(self, model: PreTrainedModel, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> None:
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(range(len(ids)), key=lambda row: len(ids[row]))
-        length = len(ids[longest])
-        if limit is not None and length + self.max_new_tokens > limit:
-            raise UserError(
-                f"sample: prompt {prompts[longest].id!r} has {length} tokens; with {self.max_new_tokens} new ones it "
-                f"passes the model's {limit}; lower prompts.max_tokens or sample.max_new_tokens"
-            )
-
     def _tokens(self, model: PreTrainedModel) -> int:
         """How many tokens' keys and values fit. From all memory, not what is free now: the same batches every time."""
         config = model.config.get_text_config()
@@ -105,17 +98,32 @@ class TextSampler:
         heads = getattr(config, "num_key_value_heads", None) or query_heads
         width = getattr(config, "head_dim", None) or hidden // query_heads
         per_token = max(1, 2 * layers * heads * width) * model.dtype.itemsize
-        return max(1, int(_memory(model.device) * CACHE_SHARE[model.device.type] / per_token))
-
-    def _candidate(self, tokenizer: Tokenizer, prompt: Prompt, index: int, drawn: Drawn) -> Candidate:
-        text = tokenizer.decode(drawn.token_ids, skip_special_tokens=True)
-        for string in self.stop if drawn.stopped else ():
-            text = text.split(string, 1)[0]
-        output = Text(text, drawn.token_ids, drawn.logprobs, "stop" if drawn.stopped else "length")
-        return Candidate(prompt, index, output, self.source, sum(drawn.logprobs))
+        return max(1, int(memory_of(model.device) * CACHE_SHARE[model.device.type] / per_token))
 
 
-def _memory(where: torch.device) -> int:
+def check_length(prompts: Sequence[Prompt], lengths: Sequence[int], new: int, limit: int | None) -> None:
+    """UserError where a prompt of so many tokens leaves no room for ``new`` ones below the model's ``limit``."""
+    longest = max(range(len(lengths)), key=lambda row: lengths[row])
+    if limit is not None and lengths[longest] + new > limit:
+        raise UserError(
+            f"sample: prompt {prompts[longest].id!r} has {lengths[longest]} tokens; with {new} new ones it "
+            f"passes the model's {limit}; lower prompts.max_tokens or sample.max_new_tokens"
+        )
+
+
+def candidate(
+    tokenizer: Tokenizer, prompt: Prompt, index: int, drawn: Drawn, stop: Sequence[str], source: str
+) -> Candidate:
+    """What was drawn as a candidate: its text ends where a stop string begins."""
+    text = tokenizer.decode(drawn.token_ids, skip_special_tokens=True)
+    for string in stop if drawn.stopped else ():
+        text = text.split(string, 1)[0]
+    output = Text(text, drawn.token_ids, drawn.logprobs, "stop" if drawn.stopped else "length")
+    return Candidate(prompt, index, output, source, sum(drawn.logprobs))
+
+
+def memory_of(where: torch.device) -> int:
+    """All the memory there is, in bytes: not what is free now, which is another every time."""
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[1]
     import psutil
