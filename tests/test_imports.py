@@ -53,6 +53,11 @@ ALLOWED = {
     "pool": {"errors", "prompts", "types"},
     "endpoint": {"errors", "interrupt", "progress"},
     "provenance": {"types"},
+    "bounds": set(),
+    "rates": set(),
+    "estimate": set(),
+    "advice": {"estimate"},
+    "clock": {"memory", "progress"},
 }
 LIGHT = [
     *ALLOWED,
@@ -65,6 +70,7 @@ LIGHT = [
     "pick/parts",
     "pick/places",
     "pick/scorers",
+    "outlook",
     "preparation",
     "stages",
     "stream",
