@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 Terms = Mapping[str, float]
 HEAP = 1.15  # what an allocator holds over what is asked of it: freed holes between tensors that stay
+LATER = 1.1  # what a process grows to with the libraries that it meets on its way
 BLOCK = 64  # positions of the suffix cache allocated at a time
 FLOAT = 4
 
@@ -143,7 +144,7 @@ def reached(stages: Mapping[str, float], process: float) -> dict[str, float]:
 
     ``stages``: bytes that ``sample``, ``score``, ``tune`` and ``evaluate`` need by themselves.
     """
-    need = {name: process + HEAP * value for name, value in stages.items()}
+    need = {name: LATER * process + HEAP * value for name, value in stages.items()}
     around = max(need.get("tune", 0.0), need.get("evaluate", 0.0))
     found = {"sample": max(need.get("sample", 0.0), around)}
     found["score"] = max(need.get("score", 0.0), need.get("sample", 0.0), need.get("evaluate", 0.0))

@@ -143,20 +143,19 @@ class Demands:
         return ratio
 
     def chosen(self, scored: Sequence[Scored]) -> float:
-        """How many the recipe's rule would choose of a round of candidates like these: rewards of a round drawn from
-        theirs, the mean of a few such rounds."""
+        """How many the recipe's rule would choose of a round of candidates like these, which it is shown: those of the
+        same content where there are some, else any; the mean of a few such rounds."""
         recipe, counts = self.parts.recipe, []
+        alike: dict[str, list[Scored]] = {}
+        for one in scored:
+            alike.setdefault(str(one.candidate.prompt.content), []).append(one)
         for trial in range(8):
-            picked = [
-                scored[seed_of("estimate", trial, prompt.id, index) % len(scored)]
-                for prompt in self.prompts
-                for index in range(recipe.sample.k)
-            ]
-            asked = [prompt for prompt in self.prompts for _ in range(recipe.sample.k)]
-            made = [
-                replace(one, candidate=replace(one.candidate, prompt=prompt, index=at % recipe.sample.k))
-                for at, (one, prompt) in enumerate(zip(picked, asked, strict=True))
-            ]
+            made = []
+            for prompt in self.prompts:
+                pool = alike.get(str(prompt.content), scored)
+                for index in range(recipe.sample.k):
+                    one = pool[seed_of("estimate", trial, prompt.id, index) % len(pool)]
+                    made.append(replace(one, candidate=replace(one.candidate, prompt=prompt, index=index)))
             try:
                 counts.append(len(choose(self.parts.select, made, ("estimate", trial))))
             except NothingChosen:

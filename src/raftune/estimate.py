@@ -207,8 +207,8 @@ class Disk:
 @dataclass(frozen=True)
 class Estimate:
     """``rounds``: seconds of each stage in each round, round 0 first; ``memory``: bytes of each stage, ``terms`` what
-    they are made of, ``seen`` what the rehearsal itself reached; ``cost`` and ``paid``: the machine's and what endpoints
-    ask, None without a price."""
+    they are made of, ``seen`` what the rehearsal itself reached; ``cost`` and ``paid``: of the machine, of endpoints;
+    None without a price."""
 
     rounds: Sequence[Mapping[str, float]]
     start: float

@@ -27,6 +27,7 @@ from .types import Candidate, Policy, Prompt, Scored
 
 T = TypeVar("T")
 SEED = ("estimate",)
+FEW = 4  # pictures that tell how many there is time for
 PILOT = 32  # answers drawn to their end
 STEPS = 3  # of the optimiser; the first also makes room
 
@@ -109,10 +110,11 @@ def drawn_pictures(sampler: Any, policy: Policy, prompts: Sequence[Prompt], k: i
         steps = sampler.passes(policy)
     with watched() as warm:
         changed(sampler, steps=1).sample(policy, prompts[:1], 1, SEED)
-    with watched() as one:
-        changed(sampler, steps=1).sample(policy, prompts[:1], 1, SEED)
     batch = max(sampler.planned(policy, [0] * len(prompts), k), key=len)
-    rows = max(1, min(len(batch), int(budget / 6 / max(one.seconds, 1e-6))))  # with two steps, more at once pay
+    few = min(FEW, len(batch))
+    with watched() as one:
+        changed(sampler, steps=1).sample(policy, prompts[:1], few, SEED)
+    rows = max(1, min(len(batch), int(few * budget / 6 / max(one.seconds, 1e-6))))
     each = max(1, rows // len(prompts))  # of as many prompts as there is room for
     some = prompts[: max(1, rows // each)]
     with watched() as two:
