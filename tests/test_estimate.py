@@ -135,8 +135,9 @@ def test_memory_terms_in_closed_form() -> None:
 
 def test_a_stage_reaches_what_it_needs_or_what_was_left() -> None:
     found = bounds.reached({"sample": 1.0, "score": 0.0, "tune": 10.0, "evaluate": 4.0}, 100.0)
-    assert found["tune"] == found["sample"] == found["evaluate"] == 100 * bounds.LATER + 10 * bounds.HEAP
-    assert found["score"] == 100 * bounds.LATER + 4 * bounds.HEAP
+    process = 100 * bounds.LATER
+    assert found["tune"] == found["sample"] == found["evaluate"] == process + 10 * bounds.HEAP
+    assert found["score"] == process + (4 + 1) * bounds.HEAP  # the first round draws on top of what was evaluated
 
 
 RECIPE: dict[str, Any] = {

@@ -145,9 +145,8 @@ def reached(stages: Mapping[str, float], process: float) -> dict[str, float]:
     ``stages``: bytes that ``sample``, ``score``, ``tune`` and ``evaluate`` need by themselves.
     """
     need = {name: LATER * process + HEAP * value for name, value in stages.items()}
-    around = max(need.get("tune", 0.0), need.get("evaluate", 0.0))
-    found = {"sample": max(need.get("sample", 0.0), around)}
-    found["score"] = max(need.get("score", 0.0), need.get("sample", 0.0), need.get("evaluate", 0.0))
-    found["tune"] = max(need.get("tune", 0.0), found["score"])
-    found["evaluate"] = max(need.get("evaluate", 0.0), need.get("tune", 0.0))
-    return found
+    left = max(need.get("tune", 0.0), need.get("evaluate", 0.0))
+    # In the first round the policy that was evaluated draws: nothing is loaded in between, so both hold their heaps
+    both = need.get("evaluate", 0.0) + HEAP * stages.get("sample", 0.0)
+    found = {"sample": max(need.get("sample", 0.0), both, left), "score": max(need.get("score", 0.0), both)}
+    return found | {"tune": max(need.get("tune", 0.0), both), "evaluate": left}

@@ -106,7 +106,9 @@ def rehearse(parts: Parts, demands: Demands, folder: Path, seconds: float, began
         scored_first=max(0.0, judged.first - again) + max(0.0, watched.first - again_watched),
         start=start,
     )
-    seen = {"sample": own.most, "score": judged.most, "tune": tuned.most, "evaluate": read_most}
+    drawing = max((one.most for one in pilots.values() if one.most is not None), default=None)
+    looking = max((most for most in (drawing, judged.most, watched.most, read_most) if most is not None), default=None)
+    seen = {"sample": drawing, "score": judged.most, "tune": tuned.most, "evaluate": looking}
     size = rehearsal.size_of(tuned.policy)
     resident.free()
     gc.collect()

@@ -124,7 +124,10 @@ def drawn_pictures(sampler: Any, policy: Policy, prompts: Sequence[Prompt], k: i
         drawn = changed(sampler, steps=min(steps, fitting)).sample(policy, some, each, SEED)
     whole = Line.through([(min(steps, 2), two.seconds), (min(steps, fitting), more.seconds)]).seconds(steps)
     seconds = more.seconds if fitting >= steps else whole
-    return Pilot(Drawer(0.0, seconds / len(drawn)), drawn, first.seconds + warm.seconds, fitting >= steps, more.most)
+    most = more.most
+    if most is not None and one.most is not None and rows > few:  # a picture more takes as much again
+        most += int(max(0, most - one.most) / (rows - few) * (len(batch) - rows))
+    return Pilot(Drawer(0.0, seconds / len(drawn)), drawn, first.seconds + warm.seconds, fitting >= steps, most)
 
 
 def drawn_otherwise(sampler: Any, policy: Policy, prompts: Sequence[Prompt], k: int) -> Pilot:
