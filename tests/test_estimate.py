@@ -118,6 +118,14 @@ def test_the_advice_is_what_the_arithmetic_says() -> None:
     assert line.startswith("tune takes") and f"tune.epochs 1 would save {saved / spent:.0%}" in line
 
 
+def test_one_evaluation_cannot_be_left_out() -> None:
+    slow = Rates(0.0, 0.0, Line(), Line(), Line(0.0, 100.0), Tuning(0.0, 0.0, 0.0))
+    assert "evaluate.every 2 would save" in advise(work(), slow)
+    # twice 8 outputs at 100 s and 11 s of drawing, of which 4 outputs and 2 s go; 11 s of drawing in the round
+    share = 2 * (400 + 2) / (2 * 811 + 11)
+    assert f"half as many held-out outputs would save {share:.0%}" in advise(work(rounds=1), slow)
+
+
 def test_memory_terms_in_closed_form() -> None:
     full = bounds.tuning(SHAPE, rows=2, prompt=3, output=4)
     assert (full["weights"], full["gradients"], full["moments"]) == (4000, 4000, 8000)

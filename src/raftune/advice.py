@@ -18,11 +18,16 @@ def fewer(work: Work) -> dict[str, tuple[str, Work]]:
         tuned = (f"tune.epochs {work.passes - 1}", replace(work, passes=work.passes - 1))
     else:
         tuned = ("sample.prompts_per_round halved", replace(less, chosen=work.chosen / 2))
+    looked = [replace(one, batches=[replace(b, rows=-(-b.rows // 2)) for b in one.batches]) for one in work.probes]
+    if sum(work.due(number) for number in range(1, work.rounds + 1)) > 1:
+        evaluated = (f"evaluate.every {2 * work.every}", replace(work, every=2 * work.every))
+    else:
+        evaluated = ("half as many held-out outputs", replace(work, probes=looked))
     return {
         "sample": ("sample.k halved", less),
         "score": ("sample.k halved", less),
         "tune": tuned,
-        "evaluate": (f"evaluate.every {2 * work.every}", replace(work, every=2 * work.every)),
+        "evaluate": evaluated,
     }
 
 

@@ -19,6 +19,7 @@ from .rehearsal import Pilot
 from .sources import EndpointSource, ModelSource, PoolSource
 from .types import Policy, Prompt, Scored, seed_of
 
+SEEN = 1.3  # a run holds more outputs than the trial from which its need was seen
 ROWS = 1024  # candidates decoded at once on a device that is not here
 
 
@@ -203,7 +204,7 @@ class Demands:
 
     def bounds(self, seen: Mapping[str, float], process: float) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Bytes that each stage reaches at most, and of what they are made; what has no formula is what was seen."""
-        needs: dict[str, float] = {name: max(0.0, most - process) for name, most in seen.items()}
+        needs: dict[str, float] = {name: SEEN * max(0.0, most - process) for name, most in seen.items()}
         terms: dict[str, dict[str, float]] = {}
         if self.parts.recipe.modality == "text" and hasattr(self.parts.sampler, "planned"):
             from .memory_of_text import stages

@@ -112,9 +112,13 @@ def drawn_pictures(sampler: Any, policy: Policy, prompts: Sequence[Prompt], k: i
         changed(sampler, steps=1).sample(policy, prompts[:1], 1, SEED)
     batch = max(sampler.planned(policy, [0] * len(prompts), k), key=len)
     few = min(FEW, len(batch))
-    with watched() as one:
-        changed(sampler, steps=1).sample(policy, prompts[:1], few, SEED)
-    rows = max(1, min(len(batch), int(few * budget / 6 / max(one.seconds, 1e-6))))
+    tries = []
+    for _ in range(2):  # something else may have had the machine for a moment
+        with watched() as one:
+            changed(sampler, steps=1).sample(policy, prompts[:1], few, SEED)
+        tries.append(one)
+    one = min(tries, key=lambda watch: watch.seconds)
+    rows = max(few, min(len(batch), int(few * budget / 6 / max(one.seconds, 1e-6))))
     each = max(1, rows // len(prompts))  # of as many prompts as there is room for
     some = prompts[: max(1, rows // each)]
     with watched() as two:
