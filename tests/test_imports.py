@@ -54,6 +54,11 @@ ALLOWED = {
     "pool": {"errors", "prompts", "types"},
     "endpoint": {"errors", "interrupt", "progress"},
     "provenance": {"types"},
+    "bounds": set(),
+    "rates": set(),
+    "estimate": set(),
+    "advice": {"estimate"},
+    "clock": {"memory", "progress"},
 }
 LIGHT = [
     *ALLOWED,
@@ -66,6 +71,7 @@ LIGHT = [
     "pick/parts",
     "pick/places",
     "pick/scorers",
+    "outlook",
     "preparation",
     "stages",
     "stream",

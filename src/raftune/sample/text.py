@@ -75,6 +75,12 @@ class TextSampler:
             candidate(tokenizer, prompts[row], index, found[row, index], self.stop, self.source) for row, index in pairs
         ]
 
+    def planned(self, policy: Policy, lengths: Sequence[int], k: int) -> list[list[tuple[int, int]]]:
+        """The batches of (prompt, index) in which ``k`` candidates of prompts of these lengths (tokens) are decoded."""
+        model, _ = causal(policy)
+        pairs = [(row, index) for row in range(len(lengths)) for index in range(k)]
+        return plan(pairs, lengths, self._rows(model), self._tokens(model), self.max_new_tokens)
+
     def _decode(
         self,
         model: PreTrainedModel,
