@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,8 @@ class Session:
         self.state = out.parent / f"{out.name}.tuning"
         self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device().type == "cpu")
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        self.accelerator.register_save_state_pre_hook(partial(_leave_out, self.frozen))
         optimizer = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=device().type != "mps"
         )
@@ -117,7 +120,7 @@ class Session:
             log.warning("tune: %s is the state of another tuning; starting from the first step", self.state)
             return
         with quiet():
-            self.accelerator.load_state(str(self.state))
+            self.accelerator.load_state(str(self.state), strict=not self.frozen)
         self.step, self.loss, self.resumed = saved["step"], saved["loss"], True
 
     def keep_moments(self) -> None:
@@ -128,3 +131,10 @@ class Session:
     def clean(self) -> None:
         """The checkpoint is written: the state is no longer needed."""
         shutil.rmtree(self.state, ignore_errors=True)
+
+
+def _leave_out(frozen: set[str], models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+    """Of what is about to be saved: what is not trained lies where the policy says."""
+    for state in weights:
+        for name in frozen & state.keys():
+            del state[name]
