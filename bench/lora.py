@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def adapter(folder: Path, r: int) -> Path:
     return folder
 
 
-def rate(model: Any, prompts: int, k: int, new: int) -> float:
+def rate(model: Any, clock: Callable[[], float], prompts: int, k: int, new: int) -> float:
     from raftune.sample.decode import NEVER, Work, decode_shared
     from raftune.sample.draw import Temper, uniforms
     from raftune.sample.probe import prepare
@@ -45,20 +46,22 @@ def rate(model: Any, prompts: int, k: int, new: int) -> float:
     assert prepare(model, 43 + new)
     owner = [row for row in range(prompts) for _ in range(k)]
     work = Work(prompt_ids(43, prompts), owner, uniforms([(0, row, i) for i, row in enumerate(owner)], new))
-    start = time.perf_counter()
+    start = clock()
     decode_shared(model, work, Temper(), NEVER)
-    return prompts * k * new / (time.perf_counter() - start)
+    return prompts * k * new / (clock() - start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--r", type=int, default=16)
+    parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     from peft import PeftModel
 
     from raftune.models import compute_dtype, device, load_model
 
+    clock = time.process_time if options.cpu else time.perf_counter
     print(json.dumps({"machine": machine()}), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(adapter(Path(scratch), options.r))
@@ -73,7 +76,7 @@ def main() -> None:
             best = dict.fromkeys(sides, 0.0)
             for turn in range(options.repeats + 1):
                 for side, model in sides.items():
-                    found = rate(model, prompts, k, new if turn else 4)
+                    found = rate(model, clock, prompts, k, new if turn else 4)
                     best[side] = max(best[side], found if turn else 0.0)
             ratios = {f"{side} / merged": best[side] / best["merged"] for side in sides}
             print(json.dumps({"case": case, **best, **ratios}, ensure_ascii=False), flush=True)

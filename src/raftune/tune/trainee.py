@@ -46,10 +46,9 @@ class Adapted:
         self.base = _base(self.name) if self.shared else _alone(own or self.folder)
         self.checkpointing = checkpointing
         below = self.base.bare()
-        if checkpointing:
-            below.activation_checkpointing_enable()
-            below.enable_input_require_grads()  # else nothing below the first adapter asks for a gradient
         self.model = _continued(below, self.folder, own, lora) if own else _new(below, self.folder, lora)
+        if checkpointing:  # after peft, which would hook the embeddings too, and nobody could take that hook off
+            below.activation_checkpointing_enable()
 
     def give_back(self) -> None:
         """Take the adapter out; the base is again what was loaded, and resident."""
