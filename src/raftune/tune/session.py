@@ -23,15 +23,16 @@ from .. import files, interrupt, progress
 from ..errors import UserError
 from ..models import device, quiet
 from ..types import Policy
+from .optimizer import FILE, adamw, carry_on
 
 log = logging.getLogger("raftune")
-OPTIMIZER = "optimizer.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every learner lets its user choose. ``batch_size``: outputs of an optimiser step; ``optimizer``: AdamW's
-    moments start anew each round, or are carried on; ``save_steps``: steps between two states on disk."""
+    moments start anew each round, or are carried on; ``optimizer_bits``: of each moment; ``save_steps``: steps between
+    two states on disk."""
 
     learning_rate: float = 2e-5
     batch_size: int = 8
@@ -39,6 +40,7 @@ class Options:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     optimizer: Literal["reset", "carry"] = "reset"
+    optimizer_bits: Literal[32, 8] = 32
     gradient_checkpointing: bool = False
     save_steps: int = 100
 
@@ -59,14 +61,11 @@ class Session:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         self.accelerator.register_save_state_pre_hook(partial(_leave_out, self.frozen))
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=device().type != "mps"
-        )
-        before = Path(str(policy)).parent / OPTIMIZER
+        rate, decay = options.learning_rate, options.weight_decay
+        optimizer = adamw(self.parameters, rate, decay, options.optimizer_bits)
+        before = Path(str(policy)).parent / FILE
         if options.optimizer == "carry" and before.exists():
-            optimizer.load_state_dict(torch.load(before, weights_only=True))
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = options.learning_rate
+            carry_on(optimizer, before, rate)
         scheduler = get_scheduler(options.schedule, optimizer, num_warmup_steps=0, num_training_steps=total)
         self.prepared, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
         self.step, self.loss, self.resumed = 0, 0.0, False
@@ -126,7 +125,7 @@ class Session:
     def keep_moments(self) -> None:
         """Where the next round carries the optimiser on, its moments lie beside the checkpoint."""
         if self.options.optimizer == "carry":
-            torch.save(self.optimizer.state_dict(), self.folder / OPTIMIZER)
+            torch.save(self.optimizer.state_dict(), self.folder / FILE)
 
     def clean(self) -> None:
         """The checkpoint is written: the state is no longer needed."""
