@@ -131,6 +131,10 @@ class Session:
         """The checkpoint is written: the state is no longer needed."""
         shutil.rmtree(self.state, ignore_errors=True)
 
+    def release(self) -> None:
+        """Let the moments go now: what Accelerate and the schedule hold in cycles waits for the garbage collector."""
+        self.optimizer.state.clear()
+
 
 def _leave_out(frozen: set[str], models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
     """Of what is about to be saved: what is not trained lies where the policy says."""

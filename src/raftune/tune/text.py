@@ -72,8 +72,9 @@ class TextLearner(Options):
             files.write_json(part / files.FIGURES, figures)
             session.keep_moments()
         session.clean()
-        del session  # gradients and moments go before anything else comes
-        trainee.give_back()
+        session.release()  # gradients and moments go before anything else comes
+        with quiet():
+            trainee.give_back(out, tokenizer)
         return out
 
     def fit(self, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,23 @@ import torch
 
 from ..adapters import Base
 from ..errors import UserError
-from ..models import CAUSAL, adapter_base, load_base, load_model, of_text, parted, resident
+from ..models import (
+    CAUSAL,
+    Tokenizer,
+    adapter_base,
+    compute_dtype,
+    device,
+    load_base,
+    load_model,
+    of_text,
+    parted,
+    resident,
+)
 from ..types import Policy
 from .lora import Lora
+
+log = logging.getLogger("raftune")
+FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
 class Whole:
@@ -20,15 +35,30 @@ class Whole:
 
     def __init__(self, policy: Policy, checkpointing: bool) -> None:
         resident.free()
-        self.model = load_model(policy, torch.float32)
+        self.model: Any = load_model(policy, torch.float32)
         for parameter in self.model.parameters():
             # Loading maps the file; training in place would copy it page by page, at the first step, which is slower
             parameter.data = parameter.data.clone()
         if checkpointing:
             self.model.activation_checkpointing_enable()
 
-    def give_back(self) -> None:
-        """Nothing of it serves inference as it is."""
+    def give_back(self, out: Policy, tokenizer: Tokenizer) -> None:
+        """What is in memory serves inference, without the disk: ``out`` becomes resident, as loading would make it."""
+        try:
+            served, told = type(self.model).from_pretrained(
+                None,
+                config=self.model.config,
+                state_dict=self.model.state_dict(),
+                dtype=compute_dtype(device()),
+                output_loading_info=True,
+            )
+        except Exception as error:  # whatever a foreign architecture objects to: its checkpoint is written and will do
+            log.info("tune: %s is loaded from its folder (%s)", out, type(error).__name__)
+            return
+        served.generation_config = self.model.generation_config
+        self.model.to("meta")  # the float32 weights go now; the rest waits for the garbage collector
+        if not any(told.get(kind) for kind in FAULTS):  # else its files name the weights otherwise than its modules
+            resident.put(out, CAUSAL, Base(served.to(device()).eval(), tokenizer))
 
 
 class Adapted:
@@ -50,7 +80,7 @@ class Adapted:
         if checkpointing:  # after peft, which would hook the embeddings too, and nobody could take that hook off
             below.activation_checkpointing_enable()
 
-    def give_back(self) -> None:
+    def give_back(self, out: Policy, tokenizer: Tokenizer) -> None:
         """Take the adapter out; the base is again what was loaded, and resident."""
         below = self.model.unload()
         if self.checkpointing:
