@@ -179,8 +179,13 @@ def test_the_generate_path_draws_the_same(tiny: Path) -> None:
     ],
 )
 def test_others_fall_back_to_generate_and_say_so_once(
-    family: str, changes: dict[str, Any], model_of: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    family: str,
+    changes: dict[str, Any],
+    model_of: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probe, "_said", set())  # whatever other tests made it say before
     folder, prompts = model_of(family, **changes), prompts_of(*TEXTS)
     with caplog.at_level(logging.WARNING, "raftune"):
         candidates = TextSampler(max_new_tokens=12, top_k=1).sample(folder, prompts, 2, (0,))

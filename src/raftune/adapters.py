@@ -44,9 +44,11 @@ class Base:
         self.model, self.tokenizer = model, tokenizer
         self._injected: Any = None  # the PeftModel around the model, while there are adapters
         self._beside: dict[object, tuple[str, Any]] = {}
+        self.speaks: object = None  # the state of the adapter that was asked for last
 
     def alone(self) -> tuple[Any, Any]:
         """The model without any adapter, and its tokenizer."""
+        self.speaks = None
         if self._injected is not None:
             self._injected.base_model.disable_adapter_layers()
         return self.model, self.tokenizer
@@ -70,6 +72,7 @@ class Base:
 
     def speaking(self, state: object) -> tuple[Any, Any]:
         """The model with this adapter, and its tokenizer."""
+        self.speaks = state
         name, tokenizer = self._beside[state]
         self._injected.base_model.enable_adapter_layers()
         self._injected.set_adapter(name, inference_mode=True)
@@ -79,6 +82,6 @@ class Base:
         """The model as it was loaded: whatever peft put into it is taken out, also what was tuned on it."""
         if self._injected is not None:
             self._injected.unload()
-        self._injected = None
+        self._injected = self.speaks = None
         self._beside.clear()
         return self.model

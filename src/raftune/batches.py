@@ -74,12 +74,16 @@ def output_logprobs(model: Any, batch: Batch) -> torch.Tensor:
     # Logits of the column before each output token, and of the last, which predicts nothing. It is ignored by its
     # label, not cut off: the gradient of a cut is another tensor of the logits' size.
     labels_BC1 = torch.nn.functional.pad(labels_BC, (0, 1), value=IGNORE)
+    width = batch.ids_BT.shape[1]
+    # Columns by their numbers, not as a slice, of which torch would make a matmul a row with as many copies of the
+    # output layer wherever that layer is frozen: under an adapter
+    kept_C1 = torch.arange(width - columns - 1, width, device=batch.ids_BT.device)
     logits_BC1V = model(
         input_ids=batch.ids_BT,
         attention_mask=batch.mask_BT,
         position_ids=batch.position_BT,
         use_cache=False,
-        logits_to_keep=columns + 1,
+        logits_to_keep=kept_C1,
     ).logits[:, -columns - 1 :]
     nll = torch.nn.functional.cross_entropy(
         logits_BC1V.flatten(0, 1).float(), labels_BC1.flatten(), reduction="none", ignore_index=IGNORE

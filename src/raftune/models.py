@@ -197,7 +197,7 @@ class Resident:
     def take(self, policy: Policy, kind: str, load: Callable[[], T]) -> T:
         """The same for a caller who will change it: the slot is empty until the caller puts back what is as new."""
         value = self.get(policy, kind, load)
-        self._key = self._value = None
+        self.free()
         return value
 
     def put(self, policy: Policy, kind: str, value: Any) -> None:
@@ -208,10 +208,15 @@ class Resident:
     def free(self) -> None:
         """Let the model go, and between stages hand freed memory back, so that their peaks do not add up."""
         self._key = self._value = None
-        if (library := glibc()) is not None:
-            library.malloc_trim(0)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        trim()
+
+
+def trim() -> None:
+    """Hand freed memory back: what one stage left does not fit the next."""
+    if (library := glibc()) is not None:
+        library.malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _state(policy: Policy) -> tuple[object, ...]:
@@ -240,9 +245,11 @@ def causal(policy: Policy) -> tuple[PreTrainedModel, Tokenizer]:
     """
     name, adapter = parted(policy)
     base = resident.get(name, CAUSAL, lambda: load_base(name))
+    state = None if adapter is None else _state(adapter)
+    if base.speaks != state:
+        trim()  # another policy: the next stage
     if adapter is None:
         return base.alone()
-    state = _state(adapter)
     if not base.holds(state):
         tokenizer = load_tokenizer(adapter)
         loading(adapter, lambda: base.attach(adapter, state, tokenizer))
