@@ -75,12 +75,16 @@ def output_logprobs(model: Any, batch: Batch) -> torch.Tensor:
     # Logits of the column before each output token, and of the last, which predicts nothing. It is ignored by its
     # label, not cut off: the gradient of a cut is another tensor of the logits' size.
     labels_BC1 = torch.nn.functional.pad(labels_BC, (0, 1), value=IGNORE)
+    width = batch.ids_BT.shape[1]
+    # Columns by their numbers, not as a slice, of which torch would make a matmul a row with as many copies of the
+    # output layer wherever that layer is frozen: under an adapter
+    kept_C1 = torch.arange(width - columns - 1, width, device=batch.ids_BT.device)
     logits_BC1V = model(
         input_ids=batch.ids_BT,
         attention_mask=batch.mask_BT,
         position_ids=batch.position_BT,
         use_cache=False,
-        logits_to_keep=columns + 1,
+        logits_to_keep=kept_C1,
     ).logits
     if logits_BC1V.shape[1] > columns + 1:  # a model that does not know logits_to_keep
         logits_BC1V = logits_BC1V[:, -columns - 1 :]

@@ -164,12 +164,15 @@ class LoraConfig(Strict, frozen=True):
 
 
 class TuneConfig(Strict, frozen=True):
+    """``optimizer_bits``: of AdamW's moments; 8 needs raftune[adamw-8bit]."""
+
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=8, ge=1)
     schedule: Literal["linear", "constant"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Literal["reset", "carry"] = "reset"
+    optimizer_bits: Literal[32, 8] = 32
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=100, ge=1)
     backend: str

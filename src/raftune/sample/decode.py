@@ -109,7 +109,7 @@ def decode_shared(
         position_ids=position_BP,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=torch.tensor([ids_BP.shape[1] - 1], device=model.device),  # as in batches.output_logprobs
     ).logits[:, -1]
 
     owner_N = torch.tensor(work.owner, device=model.device)

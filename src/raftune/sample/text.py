@@ -15,7 +15,7 @@ from ..tokens import encode_prompt
 from ..types import Candidate, Policy, Prompt, Text
 from .decode import Drawn, Stop, Work, decode_generate, decode_shared
 from .draw import Temper, uniforms
-from .probe import prepare
+from .probe import prepare, restore
 
 MAX_ROWS = {"cpu": 256, "mps": 256, "cuda": 1024}  # where more rows no longer make a step cheaper per row
 CACHE_SHARE = {"cpu": 0.1, "mps": 0.3, "cuda": 0.3}  # of all memory, for keys and values
@@ -90,7 +90,10 @@ class TextSampler:
     ) -> list[Drawn]:
         longest = max(len(one) for one in work.prompt_ids) + work.uniforms_NT.shape[1]
         if prepare(model, longest):
-            return decode_shared(model, work, self.temper, stop, advance)
+            try:
+                return decode_shared(model, work, self.temper, stop, advance)
+            finally:
+                restore(model)
         return decode_generate(model, work, self.temper, stop, advance)
 
     def _rows(self, model: PreTrainedModel) -> int:
