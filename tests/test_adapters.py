@@ -14,9 +14,10 @@ from test_kl import experiment
 from test_tune import OUTPUTS, chosen_of
 from transformers import AutoModelForCausalLM
 
-from raftune.adapters import stands_beside
+from raftune.adapters import Base, stands_beside
 from raftune.likelihood import logprobs
-from raftune.models import CAUSAL, Base, causal, load_model, parted, resident
+from raftune.models import load_model
+from raftune.resident import CAUSAL, causal, parted, resident
 from raftune.reward.kl import KlReward
 from raftune.sample.text import TextSampler
 from raftune.tune.lora import Lora

@@ -14,7 +14,8 @@ from conftest import EOS, SHARING, build_tokenizer, prompts_of
 from transformers import AutoModelForCausalLM
 
 from raftune.errors import UserError
-from raftune.models import load_model, resident
+from raftune.models import load_model
+from raftune.resident import resident
 from raftune.sample import probe
 from raftune.sample.decode import NEVER, Stop, Work, decode_generate, decode_shared
 from raftune.sample.draw import Temper, uniforms

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from raftune import pick
 from raftune.config import RewardConfig
 from raftune.errors import UserError
-from raftune.models import resident
+from raftune.resident import resident
 from raftune.reward.classifier import ClassifierReward
 from raftune.reward.functions import FunctionReward, rewards
 from raftune.reward.sentiment import Vader

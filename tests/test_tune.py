@@ -16,7 +16,8 @@ from raftune import interrupt
 from raftune.batches import collate, output_logprobs, within_budget
 from raftune.errors import Interrupted, UserError
 from raftune.files import FIGURES, read_json
-from raftune.models import CAUSAL, load_model, load_tokenizer, resident
+from raftune.models import load_model, load_tokenizer
+from raftune.resident import CAUSAL, resident
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt, output_ids
 from raftune.tune.lora import Lora

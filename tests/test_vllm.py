@@ -25,8 +25,9 @@ from transformers import StopStringCriteria
 from raftune import pick, table
 from raftune.config import TextSampleConfig
 from raftune.errors import UserError
-from raftune.models import load_model, load_tokenizer, resident, state_of
+from raftune.models import load_model, load_tokenizer
 from raftune.recipe import parse, validated
+from raftune.resident import resident, state_of
 from raftune.sample.decode import Stop, Work, decode_shared
 from raftune.sample.draw import Temper, uniforms
 from raftune.sample.probe import prepare

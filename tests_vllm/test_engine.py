@@ -10,7 +10,7 @@ import torch
 from conftest import NEW, OPTIONS, ids, share
 
 from raftune.likelihood import logprobs
-from raftune.models import causal, resident
+from raftune.resident import causal, resident
 from raftune.sample.engine import EngineOptions, engine
 from raftune.sample.served import VllmSampler
 from raftune.sample.text import TextSampler

@@ -19,8 +19,8 @@ from .build import Parts
 from .clock import watched as timed
 from .demands import Demands
 from .estimate import Disk, Estimate, Line, Rates, Work, predict
-from .models import resident
 from .rehearsal import Pilot, Tuned, Weighed
+from .resident import resident
 from .types import Scored
 
 SECONDS = 30.0

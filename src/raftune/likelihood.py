@@ -10,7 +10,7 @@ import torch
 
 from . import progress
 from .batches import Pair, collate, output_logprobs, sizes, within_budget
-from .models import causal
+from .resident import causal
 from .tokens import encode_prompt, output_ids
 from .types import Candidate, Policy
 

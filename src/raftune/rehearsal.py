@@ -19,9 +19,9 @@ from . import table
 from .build import Parts
 from .clock import Watch, watched
 from .estimate import Decoder, Drawer, Line, Tuning
-from .models import resident
 from .protocols import Codec
 from .rates import fitted
+from .resident import resident
 from .score import Rewards
 from .types import Candidate, Policy, Prompt, Scored
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from .. import progress
 from ..batches import within_budget
 from ..errors import UserError
-from ..models import Tokenizer, compute_dtype, context_length, device, load_model, load_tokenizer, resident
+from ..models import Tokenizer, compute_dtype, context_length, device, load_model, load_tokenizer
+from ..resident import resident
 from ..tokens import encode_answers
 from ..types import Candidate
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from .. import interrupt
 from ..errors import UserError
-from ..models import compute_dtype, device, resident
+from ..models import compute_dtype, device
+from ..resident import resident
 from .decode import Drawn
 from .served import Job
 from .text import CACHE_SHARE, memory_of

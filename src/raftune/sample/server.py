@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..endpoint import Endpoint
 from ..errors import UserError
-from ..models import resident
+from ..resident import resident
 from .decode import Drawn
 from .served import Job
 from .weights import Weights, absolute

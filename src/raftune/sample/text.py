@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from .. import progress
 from ..errors import UserError
-from ..models import Tokenizer, causal
+from ..models import Tokenizer
+from ..resident import causal
 from ..tokens import encode_prompt
 from ..types import Candidate, Policy, Prompt, Text
 from .decode import Drawn, Stop, Work, decode_generate, decode_shared

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..models import adapter_base, load_config, of_text, state_of
+from ..models import adapter_base, load_config, of_text
+from ..resident import state_of
 from ..types import Policy, digest
 
 VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}  # say nothing of the model's shape

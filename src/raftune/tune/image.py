@@ -18,7 +18,6 @@ from diffusers.models.embeddings import LabelEmbedding
 
 from .. import files
 from ..errors import UserError
-from ..models import resident
 from ..pipelines import (
     INDEX,
     LORA,
@@ -32,6 +31,7 @@ from ..pipelines import (
     scheduler_config,
     silent,
 )
+from ..resident import resident
 from ..types import Policy, Scored, digest, seed_of
 from .lesson import Lesson, alike, checked_family, prepare
 from .lora import Lora

@@ -29,7 +29,7 @@ def adamw(parameters: Sequence[torch.nn.Parameter], rate: float, decay: float, b
         raise UserError(f"tune.optimizer_bits: 8 bits do not run on {where}; use 32")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("tune.optimizer_bits: 8 needs the package bitsandbytes; pip install 'raftune[adamw-8bit]'")
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, lr=rate, weight_decay=decay)
 

@@ -11,18 +11,8 @@ import torch
 
 from ..adapters import Base
 from ..errors import UserError
-from ..models import (
-    CAUSAL,
-    Tokenizer,
-    adapter_base,
-    compute_dtype,
-    device,
-    load_base,
-    load_model,
-    of_text,
-    parted,
-    resident,
-)
+from ..models import Tokenizer, adapter_base, compute_dtype, device, load_model, of_text
+from ..resident import CAUSAL, load_base, parted, resident
 from ..types import Policy
 from .lora import Lora
 
