@@ -292,3 +292,10 @@ def test_another_rank_than_the_adapters_is_refused(tiny: Path, tmp_path: Path) -
         TextLearner(lora=Lora(r=8)).tune(first, chosen_of(OUTPUTS), tmp_path / "2", (0,))
     with pytest.raises(UserError, match=r"tune\.lora: .*nope"):
         TextLearner(lora=Lora(target_modules=("nope",))).tune(tiny, chosen_of(OUTPUTS), tmp_path / "3", (0,))
+
+
+def test_a_merged_adapter_reads_as_fast_as_any_model(tiny: Path, tmp_path: Path) -> None:
+    """Its weights are not frozen, else torch reads a slice of hidden states row by row with a copy of the head each."""
+    TextLearner(lora=Lora(r=2)).tune(tiny, chosen_of(OUTPUTS), tmp_path / "a", (0,))
+    model = load_model(tmp_path / "a", torch.float32)
+    assert all(parameter.requires_grad for parameter in model.parameters())

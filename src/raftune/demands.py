@@ -212,7 +212,7 @@ class Demands:
             found = stages(self)
             terms = {name: {"process": process, **one} for name, one in found.items()}
             needs |= {name: bounds.total(one) for name, one in found.items()}
-        return bounds.reached(needs, process), terms
+        return bounds.reached(needs, process, self.parts.recipe.rounds > 1), terms
 
 
 def _alive(pilot: Pilot, one: Drawer) -> list[float]:
