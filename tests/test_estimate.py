@@ -145,6 +145,10 @@ def test_a_stage_reaches_what_it_needs_or_what_was_left() -> None:
     found = bounds.reached({"sample": 1.0, "score": 0.0, "tune": 10.0, "evaluate": 4.0}, 100.0)
     process = 100 * bounds.LATER
     assert found["tune"] == found["sample"] == found["evaluate"] == process + 10 * bounds.HEAP
+    waiting = bounds.reached({"tune": 1.0, "evaluate": 4.0}, 100.0, kept=3.0)
+    assert waiting["evaluate"] == process + (4 + 3) * bounds.HEAP
+    once = bounds.reached({"sample": 1.0, "score": 0.0, "tune": 10.0, "evaluate": 4.0}, 100.0, again=False)
+    assert once["sample"] == process + (4 + 1) * bounds.HEAP
     assert found["score"] == process + (4 + 1) * bounds.HEAP  # the first round draws on top of what was evaluated
 
 

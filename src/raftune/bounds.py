@@ -138,15 +138,20 @@ def tuning(
     }
 
 
-def reached(stages: Mapping[str, float], process: float) -> dict[str, float]:
+def reached(stages: Mapping[str, float], process: float, again: bool = True, kept: float = 0.0) -> dict[str, float]:
     """What the system will say a stage reached (``memory/<stage>_bytes``): what it needs with the process below it, or
     what the stages before it left with the allocator, which goes back when the next model is loaded.
 
-    ``stages``: bytes that ``sample``, ``score``, ``tune`` and ``evaluate`` need by themselves.
+    ``stages``: bytes that ``sample``, ``score``, ``tune`` and ``evaluate`` need by themselves; ``again``: there is a
+    second round, whose sampling begins with what a tuning left; ``kept``: bytes of a tuned model that wait for the
+    garbage collector while the next is evaluated.
     """
     need = {name: LATER * process + HEAP * value for name, value in stages.items()}
-    left = max(need.get("tune", 0.0), need.get("evaluate", 0.0))
+    left = max(need.get("tune", 0.0), need.get("evaluate", 0.0) + HEAP * kept)
     # In the first round the policy that was evaluated draws: nothing is loaded in between, so both hold their heaps
     both = need.get("evaluate", 0.0) + HEAP * stages.get("sample", 0.0)
-    found = {"sample": max(need.get("sample", 0.0), both, left), "score": max(need.get("score", 0.0), both)}
+    found = {
+        "sample": max(need.get("sample", 0.0), both, left if again else 0.0),
+        "score": max(need.get("score", 0.0), both),
+    }
     return found | {"tune": max(need.get("tune", 0.0), both), "evaluate": left}

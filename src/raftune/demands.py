@@ -206,13 +206,15 @@ class Demands:
         """Bytes that each stage reaches at most, and of what they are made; what has no formula is what was seen."""
         needs: dict[str, float] = {name: SEEN * max(0.0, most - process) for name, most in seen.items()}
         terms: dict[str, dict[str, float]] = {}
+        kept = 0.0
         if self.parts.recipe.modality == "text" and hasattr(self.parts.sampler, "planned"):
             from .memory_of_text import stages
 
             found = stages(self)
+            kept = found["sample"]["weights"]
             terms = {name: {"process": process, **one} for name, one in found.items()}
             needs |= {name: bounds.total(one) for name, one in found.items()}
-        return bounds.reached(needs, process), terms
+        return bounds.reached(needs, process, self.parts.recipe.rounds > 1, kept), terms
 
 
 def _alive(pilot: Pilot, one: Drawer) -> list[float]:

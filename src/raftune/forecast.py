@@ -110,8 +110,8 @@ def rehearse(parts: Parts, demands: Demands, folder: Path, seconds: float, began
     looking = max((most for most in (drawing, judged.most, watched.most, read_most) if most is not None), default=None)
     seen = {"sample": drawing, "score": judged.most, "tune": tuned.most, "evaluate": looking}
     size = rehearsal.size_of(tuned.policy)
+    gc.collect()  # a tuning's model is in cycles
     resident.free()
-    gc.collect()
     from .shapes import resident_bytes
 
     known = {name: float(most) for name, most in seen.items() if most is not None}
