@@ -45,6 +45,8 @@ def theirs(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     from peft import PeftConfig, PeftModel
 
     base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path, dtype=dtype)
+    if dtype == torch.bfloat16:  # attention that rounds as ours does (models.attend)
+        base.set_attn_implementation("eager")
     return PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False).eval()
 
 

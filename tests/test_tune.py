@@ -328,10 +328,3 @@ def test_what_was_tuned_serves_without_the_disk(
     resident.free()
     assert TextSampler(max_new_tokens=8).sample(out, prompts, 3, (0,)) == found
     assert tokenizer("prompt ")["input_ids"] == load_tokenizer(out)("prompt ")["input_ids"]
-
-
-def test_a_merged_adapter_reads_as_fast_as_any_model(tiny: Path, tmp_path: Path) -> None:
-    """Its weights are not frozen, else torch reads a slice of hidden states row by row with a copy of the head each."""
-    TextLearner(lora=Lora(r=2)).tune(tiny, chosen_of(OUTPUTS), tmp_path / "a", (0,))
-    model = load_model(tmp_path / "a", torch.float32)
-    assert all(parameter.requires_grad for parameter in model.parameters())

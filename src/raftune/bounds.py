@@ -13,7 +13,8 @@ from dataclasses import dataclass
 Terms = Mapping[str, float]
 HEAP = 1.15  # what an allocator holds over what is asked of it: freed holes between tensors that stay
 LATER = 1.1  # what a process grows to with the libraries that it meets on its way
-BLOCK = 64  # positions of the suffix cache allocated at a time
+SHORT = 256  # tokens up to which attention on a CPU keeps its scores (models.attend)
+BLOCK = 16  # positions of the suffix cache allocated at a time
 FLOAT = 4
 
 
@@ -95,11 +96,11 @@ def sampling(shape: Shape, rows: int, prompts: int, prompt: int, new: int, tempe
 
 
 def reading(shape: Shape, rows: int, prompt: int, output: int) -> Terms:
-    """A teacher-forced pass: logits where there is an output token and one beyond, in ``width``, in float32, and their
-    log-softmax."""
+    """A teacher-forced pass: logits where there is an output token and one beyond, in ``width``, and in float32 where
+    rows do not go through a cache a few at a time."""
     return {
         "weights": shape.weights,
-        "logits": rows * (output + 1) * shape.vocabulary * (shape.width + 2 * FLOAT),
+        "logits": rows * (output + 1) * shape.vocabulary * (shape.width + FLOAT),
         "activations": rows * (prompt + output) * shape.within,
     }
 
@@ -117,13 +118,15 @@ def tuning(
     all are tuned; ``moment``: bytes of one of the optimiser's two moments a parameter.
 
     Full: weights and gradients in float32 and, under autocast, the weights once more in ``width``. LoRA: the frozen
-    weights in ``width``, the rest of the adapter alone. Logits: in ``width``, in float32, their log-softmax, and the
-    gradients of all three, of which the log-softmax's is freed first.
+    weights in ``width``, the rest of the adapter alone. Logits: they and their gradients in ``width``, and where rows
+    do not go through a cache a few at a time, the float32 numbers between them.
     """
     tuned = shape.parameters if adapter is None else adapter
     tokens = rows * (prompt + output)
     cast = shape.width * tuned if shape.width < FLOAT else 0
     per_token = shape.kept * shape.layers
+    if prompt + output <= SHORT:  # plain attention on a CPU: every score, in float32 and cast, and keys and values
+        per_token += shape.layers * (shape.heads * (prompt + output) * (FLOAT + shape.width) + shape.query * 4)
     if adapter is not None:  # the inputs of seven adapters in float32 and cast, and what they return
         per_token += shape.layers * (FLOAT + shape.width) * (4 * shape.hidden + shape.query + shape.inner) // 2
     if checkpointing:  # one layer's at a time, and each layer's input
@@ -134,7 +137,7 @@ def tuning(
         "moments": 2 * moment * tuned,
         "cast weights": cast,
         "activations": tokens * per_token,
-        "logits": rows * (output + 1) * shape.vocabulary * (2 * shape.width + 3 * FLOAT),
+        "logits": rows * (output + 1) * shape.vocabulary * 2 * (shape.width + FLOAT),
     }
 
 

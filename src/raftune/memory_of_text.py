@@ -41,7 +41,8 @@ def stages(demands: Demands, width: int | None = None) -> dict[str, dict[str, fl
             max(p for p, _ in one),
             max(o for _, o in one),
             adapter,
-            checkpointing=tune.gradient_checkpointing,
+            tune.optimizer_bits / 8 * (1.02 if tune.optimizer_bits < 32 else 1),  # and a scale of each block
+            tune.gradient_checkpointing,
         )
         for one in tuned_alike([(p, new) for p in longest], tune.batch_size, tune.batch_tokens)
     ]

@@ -36,6 +36,7 @@ T = TypeVar("T")
 # transformers, PEFT, diffusers, a LoRA of diffusers
 DIFFUSERS = ("model_index.json", "pytorch_lora_weights.safetensors")
 CONFIGS = ("config.json", "adapter_config.json", *DIFFUSERS)
+SHORT = 256  # tokens: the scores that 4,096 tokens keep for the backward pass are then 8 MB a head and layer, at most
 Tokenizer = Any  # PreTrainedTokenizerBase, whose own annotations do not tell ids from text
 
 
@@ -192,10 +193,20 @@ def load_model(
 
         below = load_model(base, dtype, model_class, **options)
         model = loading(folder, lambda: PeftModel.from_pretrained(below, folder).merge_and_unload())
-        # Merging freezes. With frozen weights torch multiplies a slice of hidden states (logits_to_keep) row by row,
-        # each with a copy of the head: three times the time, 2.4 times the memory of a reading pass (docs/log.md)
-        model.requires_grad_(True)
     return model.to(device()).eval()
+
+
+def attend(model: PreTrainedModel, longest: int) -> None:
+    """Ready ``model`` to read sequences of so many tokens at most.
+
+    On CPU torch's fused attention takes 1.5 to 6 times as long in bfloat16 as plain matmuls do (docs/log.md). These
+    keep every score, so they are for what is short.
+    """
+    plain = model.device.type == "cpu" and compute_dtype(model.device) == torch.bfloat16 and longest <= SHORT
+    for choice in ("eager", "sdpa") if plain else ("sdpa", "eager"):
+        with contextlib.suppress(ValueError, ImportError):  # an architecture that has only one of them
+            model.set_attn_implementation(choice)
+            break
 
 
 def loading(folder: str, load: Callable[[], T]) -> T:

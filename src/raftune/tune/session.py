@@ -49,7 +49,7 @@ class Session:
     """One tuning: the model being trained, where it stands, and its state on disk.
 
     ``total``: optimiser steps. ``identity``: changes with everything that shapes the result; the state of another
-    tuning is not taken up. ``mixed``: autocast to bfloat16.
+    tuning is not taken up. ``mixed``: forward passes belong into ``autocast()``, which makes them bfloat16.
     """
 
     def __init__(
@@ -57,7 +57,10 @@ class Session:
     ) -> None:
         self.options, self.total, self.identity, self.folder = options, total, identity, out.parent
         self.state = out.parent / f"{out.name}.tuning"
-        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device().type == "cpu")
+        where = device().type
+        # Autocast is ours: Accelerate's also makes a float32 copy of what the model returns, which are the logits
+        self.accelerator = Accelerator(mixed_precision="no", cpu=where == "cpu")
+        self.autocast = partial(torch.autocast, where, torch.bfloat16, enabled=mixed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
         self.accelerator.register_save_state_pre_hook(partial(_leave_out, self.frozen))

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from .. import files
 from ..batches import Pair, collate, output_logprobs, sizes, within_budget
 from ..errors import UserError
-from ..models import compute_dtype, device, load_tokenizer, quiet
+from ..models import attend, compute_dtype, device, load_tokenizer, quiet
 from ..tokens import encode_prompt, output_ids
 from ..types import Policy, Scored, digest, seed_of
 from .lora import Lora
@@ -91,6 +91,7 @@ class TextLearner(Options):
         self, trainee: Whole | Adapted, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]
     ) -> Session:
         steps = self.steps(pairs, seed)
+        attend(trainee.transformer, max(len(prompt) + len(output) for prompt, output in pairs))
         identity = digest(asdict(self), str(policy), pairs, seed).hex()
         mixed = compute_dtype(device()) == torch.bfloat16
         session = Session(self, trainee.model, policy, out, len(steps), identity, mixed)
@@ -116,5 +117,7 @@ class TextLearner(Options):
         loss = 0.0
         for group in within_budget(pairs, sizes, self.batch_tokens):
             batch = collate(group, session.accelerator.device)
-            loss += session.backward(-output_logprobs(session.prepared, batch).sum() / tokens)
+            with session.autocast():
+                logprobs_BC = output_logprobs(session.prepared, batch)
+            loss += session.backward(-logprobs_BC.sum() / tokens)
         return loss

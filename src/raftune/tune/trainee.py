@@ -32,6 +32,10 @@ class Whole:
         if checkpointing:
             self.model.activation_checkpointing_enable()
 
+    @property
+    def transformer(self) -> Any:
+        return self.model
+
     def give_back(self, out: Policy, tokenizer: Tokenizer) -> None:
         """What is in memory serves inference, without the disk: ``out`` becomes resident, as loading would make it."""
         try:
@@ -69,6 +73,10 @@ class Adapted:
         self.model = _continued(below, self.folder, own, lora) if own else _new(below, self.folder, lora)
         if checkpointing:  # after peft, which would hook the embeddings too, and nobody could take that hook off
             below.activation_checkpointing_enable()
+
+    @property
+    def transformer(self) -> Any:
+        return self.base.model
 
     def give_back(self, out: Policy, tokenizer: Tokenizer) -> None:
         """Take the adapter out; the base is again what was loaded, and resident."""
