@@ -52,6 +52,7 @@ class Vllm(ThreadingHTTPServer):
         self.asked: list[tuple[str, Any]] = []
         self.during: Callable[[], None] = lambda: None
         self.tokens = True
+        self.device, self.extension, self.logprobs_mode = "cuda", "", "raw_logprobs"
         self.lock = threading.Lock()
         self.live: tuple[Any, Any, Any] = (None, None, None)
         self.restart()
@@ -74,6 +75,7 @@ class Vllm(ThreadingHTTPServer):
         known = {"/v1/models": self.models, "/v1/completions": self.completions}
         if self.dev:
             known |= {"/weight_info": lambda _: (200, {"weight_version": self.version})}
+            known |= {"/server_info?config_format=json": self.info}
             known |= {"/update_weight_version": self.mark, "/collective_rpc": self.rpc}
             known |= {path: lambda _: (200, {}) for path in ("/reset_prefix_cache", "/sleep", "/wake_up")}
         if self.lora:
@@ -85,12 +87,16 @@ class Vllm(ThreadingHTTPServer):
         cards += [{"id": name, "root": path, "parent": self.folder} for name, path in self.adapters.items()]
         return 200, {"object": "list", "data": cards}
 
+    def info(self, body: Any) -> tuple[int, Any]:
+        told = {"model_config": {"logprobs_mode": self.logprobs_mode}, "device_config": {"device": self.device}}
+        return 200, {"vllm_config": {**told, "parallel_config": {"worker_extension_cls": self.extension}}}
+
     def mark(self, body: Any) -> tuple[int, Any]:
         self.version = body["new_version"]
         return 200, {"success": True}
 
     def rpc(self, body: Any) -> tuple[int, Any]:
-        assert body["method"] == "reload_weights"
+        assert body["method"] == ("reload_whole" if self.device == "cpu" else "reload_weights")
         folder = body["kwargs"]["weights_path"]
         if not Path(folder, "model.safetensors").exists():
             return 500, {"error": {"message": f"Cannot find any model weights with `{folder}`"}}
@@ -309,12 +315,24 @@ def test_what_is_wrong_with_a_server_is_said_in_one_line(
     same(serve(tiny, dev=False), tiny)  # that is what it was started with
     server.tokens = False
     assert "answers without token ids or log-probabilities; is it vLLM?" in said_by(sampler(server), tiny)
+    server.logprobs_mode = "processed_logprobs"
+    assert "tells processed_logprobs; start it without --logprobs-mode" in said_by(sampler(server), other)
     hidden = serve(tiny)
     hidden.rpc = lambda body: (500, {"error": {"message": "Cannot find any model weights"}})  # type: ignore[method-assign]
     line = said_by(sampler(hidden), other)
     assert "Cannot find any model weights" in line
     assert line.endswith(f"does the server see the folder {other}?")
     assert hidden.version == "raftune is loading"  # and is loaded again the next time
+
+
+def test_a_server_on_a_cpu_needs_what_renews_a_tied_output_layer(
+    tiny: Path, other: Path, serve: Callable[..., Vllm]
+) -> None:
+    server = serve(tiny)
+    server.device = "cpu"
+    assert "start it with --worker-extension-cls raftune.sample.worker.Whole" in said_by(sampler(server), other)
+    server.extension = "raftune.sample.worker.Whole"
+    same(server, other)
 
 
 def test_a_server_without_room_for_adapters(tiny: Path, tmp_path: Path, serve: Callable[..., Vllm]) -> None:

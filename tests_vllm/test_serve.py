@@ -23,6 +23,7 @@ from raftune.models import load_model
 from raftune.sample.served import VllmSampler
 from raftune.sample.server import Server
 from raftune.sample.text import TextSampler
+from raftune.sample.worker import EXTENSION
 from raftune.types import Prompt
 
 pytestmark = pytest.mark.usefixtures("free")
@@ -33,7 +34,9 @@ def url(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free_port:
         free_port.bind(("127.0.0.1", 0))
         port = free_port.getsockname()[1]
-    command = [Path(sys.executable).with_name("vllm"), "serve", smollm, "--host", "127.0.0.1", "--port", str(port)]
+    # `vllm serve` itself: the CPU wheel's command looks for the version of a package of another name
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", smollm]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--worker-extension-cls", EXTENSION]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
     command += ["--enable-lora", "--max-lora-rank", "8"]
     allowed = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LOGGING_LEVEL": "ERROR"}

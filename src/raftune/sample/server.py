@@ -13,6 +13,7 @@ from ..resident import resident
 from .decode import Drawn
 from .served import Job
 from .weights import Weights, absolute
+from .worker import EXTENSION
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -102,12 +103,27 @@ class Server:
         if self._expected is None:
             raise UserError(f"sample.url: {self.root} takes no new weights; start it with {DEV}, or tune an adapter")
         if self._expected != weights.base_version:
+            method = self._reloading()
             self._send("/update_weight_version", {"new_version": LOADING})
-            order = {"method": "reload_weights", "kwargs": {"weights_path": weights.base}}
+            order = {"method": method, "kwargs": {"weights_path": weights.base}}
             self._send("/collective_rpc", order, f"does the server see the folder {weights.base}?")
             self._send("/reset_prefix_cache", {})
             self._send("/update_weight_version", {"new_version": weights.base_version})
             self._expected = weights.base_version
+
+    def _reloading(self) -> str:
+        """What the server's workers call reading new weights, all of them."""
+        told = json.loads(self._send("/server_info?config_format=json"))["vllm_config"]
+        if (mode := told["model_config"]["logprobs_mode"]) != "raw_logprobs":
+            raise UserError(f"sample.url: {self.root} tells {mode}; start it without --logprobs-mode")
+        if told["device_config"]["device"] != "cpu":
+            return "reload_weights"
+        if told["parallel_config"]["worker_extension_cls"] != EXTENSION:
+            raise UserError(
+                f"sample.url: {self.root} is on a CPU, where vLLM leaves a tied output layer as it was; start it with "
+                f"--worker-extension-cls {EXTENSION} (raftune is to be installed there), or tune an adapter"
+            )
+        return "reload_whole"
 
     def _load_adapter(self, folder: str) -> None:
         mend = (
