@@ -129,7 +129,7 @@ def test_one_evaluation_cannot_be_left_out() -> None:
 def test_memory_terms_in_closed_form() -> None:
     full = bounds.tuning(SHAPE, rows=2, prompt=3, output=4)
     assert (full["weights"], full["gradients"], full["moments"]) == (4000, 4000, 8000)
-    assert full["logits"] == 2 * 5 * 100 * (2 + 2 + 12)
+    assert full["logits"] == 2 * 5 * 100 * 2 * (2 + 4)
     assert bounds.tuning(SHAPE, 2, 3, 4, moment=1.0)["moments"] == 2000  # an optimiser of eight bits
     lora = bounds.tuning(SHAPE, 2, 3, 4, adapter=10)
     assert (lora["weights"], lora["gradients"], lora["moments"]) == (2040, 40, 80)
