@@ -23,7 +23,6 @@ from test_cli import call, work
 from transformers import StopStringCriteria
 
 from raftune import pick, table
-from raftune.config import TextSampleConfig
 from raftune.errors import UserError
 from raftune.models import load_model, load_tokenizer
 from raftune.recipe import parse, validated
@@ -34,6 +33,7 @@ from raftune.sample.probe import prepare
 from raftune.sample.served import VllmSampler
 from raftune.sample.server import Server
 from raftune.sample.text import TextSampler
+from raftune.sampling import TextSampleConfig
 from raftune.types import Prompt, Scored
 
 __all__ = ["work"]

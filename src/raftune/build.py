@@ -75,6 +75,10 @@ class Parts:
         beta = self.recipe.kl_coefficient
         if not beta:
             return self.rewards
+        if self.rewards.elsewhere:
+            raise UserError(
+                "kl_coefficient: is worked out here, by the initial policy; leave out the reward's elsewhere"
+            )
         others = [name for name, source in (self.recipe.sample.sources or {}).items() if source.use != "policy"]
         if others or self.shards is not None:
             where = f"sample.sources.{others[0]}" if others else "a watched folder"
@@ -88,6 +92,8 @@ class Parts:
     def monitors(self) -> Rewards | None:
         """Scorers that only watch."""
         given = self.recipe.evaluate.monitor
+        if any(config.elsewhere for config in given):
+            raise UserError("evaluate.monitor: elsewhere does nothing there; leave it out")
         configs = [config.model_copy(update={"name": config.name or "monitor"}) for config in given]
         monitors = pick.rewards(configs, self.beside) if configs else None
         Rewards((*self.rewards.members, *(monitors.members if monitors else ())))  # no two of one name

@@ -14,6 +14,7 @@ from . import alarms, files, pick, table
 from .build import Parts
 from .errors import UserError
 from .figures import part_means, said_of, selection, spared
+from .ledger import ScoredTable
 from .loop import raft
 from .prompts import draw
 from .provenance import by_source
@@ -101,18 +102,17 @@ class Experiment:
     def _describe(self, number: int) -> None:
         """Figures of what was sampled and chosen, and of what filters and ties left to choose from."""
         here, run, parts = self.run.round(number), self.run, self.parts
-        scored = table.read_scored(here.folder / "scored.parquet", run.codec)
-        chosen = table.read_scored(here.folder / "chosen.parquet", run.codec)
+        scored, chosen = (ScoredTable([here.folder / f"{name}.parquet"], run.codec) for name in ("scored", "chosen"))
         alone = parts.recipe.sample.sources is None and parts.shards is None
         seconds = run.metrics(number).get("time/sample_s") if alone else None  # else it is not the policy's rate
-        figures = parts.modality.describe([one.candidate for one in scored], seconds) | part_means(scored)
+        figures = parts.modality.describe(scored.candidates, seconds) | part_means(scored)
         if "reward/kl" in figures and parts.shaped is not parts.rewards:
             figures["kl"] = figures.pop("reward/kl")  # of the policy that drew, from the initial one
         if tell := getattr(parts.sources, "figures", None):
             figures |= tell((parts.recipe.seed, number))
         if getattr(parts.recipe.sample, "halving", None):
             figures |= spared(scored, parts.recipe.sample.k)
-        of_chosen = parts.modality.describe([one.candidate for one in chosen], None)
+        of_chosen = parts.modality.describe(chosen.candidates, None)
         run.log(
             number,
             {f"sample/{name}": value for name, value in figures.items()}
@@ -146,11 +146,12 @@ class Experiment:
             parts, probe = self.parts, self.parts.probes[name]
             policy = self.run.policy_of(number)
             here = RoundFolder(path.with_suffix(""), self.run.codec)  # what was drawn stays, whatever the rewards do
-            candidates = here.candidates(
+            drawn = here.candidates(
                 probe.prompts,
                 parts.recipe.sample.shard,
                 lambda some: probe.sampler.sample(policy, some, probe.k, (parts.recipe.seed, name)),
             )
+            candidates = list(drawn)
             values, first = parts.rewards.parts(candidates), self.evaluated(0, name)
             reference = {part: [one.parts[part] for one in first] for part in values} if first else None
             scored = parts.rewards.combine(candidates, values, reference)

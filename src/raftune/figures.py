@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
+import numpy as np
+
+from .columns import columns_of, known, prompts_in, untold
 from .filters import Filtered
 from .protocols import Select
-from .rank import group, rank
 from .score import Rewards
 from .types import Scored
 
@@ -17,12 +19,8 @@ Value = Callable[[Scored], float | None]
 
 def part_means(scored: Sequence[Scored]) -> dict[str, float]:
     """``reward/<name>``: the mean of each part before weights and normalisation."""
-    means = {}
-    for name in scored[0].parts if scored else ():
-        values = [value for one in scored if (value := one.parts[name]) is not None]
-        if values:
-            means[f"reward/{name}"] = sum(values) / len(values)
-    return means
+    found = {name: known(part) for name, part in columns_of(scored).parts.items()}
+    return {f"reward/{name}": sum(values) / len(values) for name, values in found.items() if len(values)}
 
 
 def said_of(scored: Sequence[Scored], monitors: Rewards | None) -> dict[str, float]:
@@ -51,19 +49,17 @@ def standard_error(scored: Sequence[Scored], value: Value) -> float | None:
 
 def spared(scored: Sequence[Scored], k: int) -> dict[str, float]:
     """``stopped_prompts``: those with fewer than ``k`` candidates; ``spared``: how many candidates were not drawn."""
-    counts = [len(members) for members in group(scored)]
-    return {"stopped_prompts": sum(count < k for count in counts), "spared": sum(k - count for count in counts)}
+    counts_B = np.bincount(columns_of(scored).keys.prompt)
+    return {"stopped_prompts": int((counts_B < k).sum()), "spared": int((k - counts_B).sum())}
 
 
 def selection(scored: Sequence[Scored], select: Select) -> dict[str, float]:
     """``filtered/<name>``: candidates that fell to a filter; ``filtered_prompts``: prompts left without any;
     ``tied_prompts`` and ``unscored_prompts``: those among the rest whose ranking tells nothing."""
     left, fallen = select.filters.sift(scored) if isinstance(select, Filtered) else (scored, {})
-    rankings = rank(left)
+    columns = columns_of(left)
     counts: dict[str, float] = {f"filtered/{name}": count for name, count in fallen.items()}
     if fallen:
-        counts["filtered_prompts"] = len(group(scored)) - len(rankings)
-    return counts | {
-        "tied_prompts": sum(ranking.all_tied for ranking in rankings),
-        "unscored_prompts": sum(not ranking.scored for ranking in rankings),
-    }
+        counts["filtered_prompts"] = prompts_in(columns_of(scored).keys) - prompts_in(columns.keys)
+    tied, unscored = untold(columns)
+    return counts | {"tied_prompts": tied, "unscored_prompts": unscored}

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import regex as patterns
 
+from .columns import Keys, columns_of, skimmed, taken
 from .errors import UserError
 from .protocols import Select
 from .rank import NothingChosen
 from .types import Scored, Text
 
+OPEN = 1024  # prompts whose texts are remembered, and those that still have some to come
 SECONDS = 1.0  # of CPU time, for one search
 
 
@@ -53,28 +56,31 @@ class Filters:
             if (pattern := getattr(self, name)) is not None:
                 compiled(f"{where}.{name}", pattern)
 
-    def sift(self, scored: Sequence[Scored]) -> tuple[list[Scored], dict[str, int]]:
+    def sift(self, scored: Sequence[Scored]) -> tuple[Sequence[Scored], dict[str, int]]:
         """What is left, in order, and how many fell to each filter that is set."""
-        left, fallen = list(scored), {}
-        for name, passing in self._steps():
-            before, left = len(left), passing(left)
-            fallen[name] = before - len(left)
-        return left, fallen
+        steps = dict(self._steps(columns_of(scored).keys))
+        fallen, left = dict.fromkeys(steps, 0), np.ones(len(scored), bool)
+        for row, one in enumerate(skimmed(scored) if steps else ()):
+            failed = next((name for name, passes in steps.items() if not passes(row, one)), None)
+            if failed is not None:
+                fallen[failed] += 1
+                left[row] = False
+        return taken(scored, np.flatnonzero(left)), fallen
 
-    def _steps(self) -> Iterator[tuple[str, Callable[[list[Scored]], list[Scored]]]]:
+    def _steps(self, keys: Keys) -> Iterator[tuple[str, Callable[[int, Scored], bool]]]:
         if self.finished:
-            yield "finished", lambda some: [one for one in some if _output(one).finish_reason == "stop"]
+            yield "finished", lambda _, one: _output(one).finish_reason == "stop"
         if (most := self.repetition) is not None:
-            yield "repetition", lambda some: [one for one in some if repetition(_output(one).text) <= most]
+            yield "repetition", lambda _, one: repetition(_output(one).text) <= most
         if self.length is not None:
             lo, hi = self.length
-            yield "length", lambda some: [one for one in some if _within(len(_output(one).text.split()), lo, hi)]
+            yield "length", lambda _, one: _within(len(_output(one).text.split()), lo, hi)
         if self.deduplicate:
-            yield "deduplicate", _first_of_equals
+            yield "deduplicate", _first_of_equals(keys)
         if (wanted := self.regex) is not None:
-            yield "regex", lambda some: [one for one in some if search(wanted, _output(one).text) is True]
+            yield "regex", lambda _, one: search(wanted, _output(one).text) is True
         if (unwanted := self.without) is not None:
-            yield "without", lambda some: [one for one in some if search(unwanted, _output(one).text) is False]
+            yield "without", lambda _, one: search(unwanted, _output(one).text) is False
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,13 @@ class Filtered:
     rule: Select
     filters: Filters
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
         """Raises NothingChosen, saying how many fell to which filter."""
         left, fallen = self.filters.sift(scored)
-        chosen = list(self.rule(left, seed)) if left else []
+        chosen = self.rule(left, seed) if left else []
         if not chosen:
             counts = ", ".join(f"{name} {count}" for name, count in fallen.items())
-            missing = sum(one.reward is None for one in left)
+            missing = columns_of(left).unscored
             raise NothingChosen(
                 f"select: the filters took {len(scored) - len(left)} of {len(scored)} candidates ({counts}) and "
                 f"{self.rule} chose none of the others ({missing} without a reward); loosen filters or rule, or look "
@@ -135,13 +141,21 @@ def _within(words: int, lo: int, hi: int | None) -> bool:
     return lo <= words and (hi is None or words <= hi)
 
 
-def _first_of_equals(scored: list[Scored]) -> list[Scored]:
-    seen: set[tuple[str, str]] = set()
-    kept = []
-    for one in scored:
-        key = one.candidate.prompt.id, " ".join(_output(one).text.split())
-        if key not in seen:
-            kept.append(one)
+def _first_of_equals(keys: Keys) -> Callable[[int, Scored], bool]:
+    """Asked row by row; what a prompt had is forgotten some time after its last row."""
+    last = np.zeros(len(keys.ids), np.int64)
+    np.maximum.at(last, keys.prompt, np.arange(len(keys.prompt)))
+    seen: dict[int, set[str]] = {}
+
+    def passes(row: int, one: Scored) -> bool:
+        prompt = int(keys.prompt[row])
+        text = " ".join(_output(one).text.split())
+        first = text not in seen.get(prompt, ())
         if one.reward is not None:
-            seen.add(key)
-    return kept
+            seen.setdefault(prompt, set()).add(text)
+        if len(seen) > OPEN:
+            for over in [number for number in seen if last[number] <= row]:
+                del seen[over]
+        return first
+
+    return passes

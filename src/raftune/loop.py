@@ -44,9 +44,9 @@ def raft(
     for number in run.remaining(rounds):
         here, address = run.round(number), (seed, number)
         prompts = here.prompts(lambda: draw(number))
-        candidates = here.candidates(prompts, shard, lambda some: sampler.sample(run.policy, some, k, address))
-        scored = here.scored(candidates, shard * k, reward)
+        candidates = here.candidates(prompts, shard, lambda some: sampler.sample(run.policy, some, k, address), reward)
+        scored = here.scored(candidates, reward)
         chosen = here.chosen(scored, lambda: choose(select, scored, address))
-        lesson = [*run.winners(number, buffer), *chosen]
+        lesson = run.lesson(number, buffer)
         policy = here.policy(lambda out: learner.tune(run.policy, lesson, out, address))
         yield run.commit(number, scored, chosen, policy)

@@ -25,7 +25,11 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str:
-        """Names this part of the reward: the column ``reward/<name>``."""
+        """Names this part of the reward: the column ``reward/<name>``.
+
+        An attribute ``elsewhere = True`` beside it says that the work is done by another process or machine: then a
+        shard is scored in a thread while the next one is sampled. Never for what uses the model's memory or device.
+        """
         ...
 
     def __call__(self, candidates: Sequence[Candidate]) -> Sequence[float | None]:
@@ -36,8 +40,8 @@ class Reward(Protocol):
 class Select(Protocol):
     """The rule that picks what to learn from."""
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...]) -> list[Scored]:
-        """What was chosen, in sampling order."""
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...]) -> Sequence[Scored]:
+        """What was chosen, in sampling order. ``scored`` may lie on disk: it is decoded while it is iterated."""
         ...
 
 
@@ -53,7 +57,8 @@ class Learner(Protocol):
 
 
 class Codec(Protocol):
-    """How an output lies on disk."""
+    """How an output lies on disk. An attribute ``portable = True`` says that its columns mean the same in any folder:
+    then rows are copied from table to table without being decoded."""
 
     @property
     def schema(self) -> Mapping[str, Any]:

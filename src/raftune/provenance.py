@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .types import Scored, mean_reward
+import numpy as np
+
+from .columns import columns_of, mean, sources_of
+from .types import Scored
 
 SHARE = "chosen/source/"
 
@@ -13,15 +16,16 @@ SHARE = "chosen/source/"
 def by_source(scored: Sequence[Scored], chosen: Sequence[Scored]) -> dict[str, float]:
     """``chosen/source/<name>``: its share of the chosen; ``sample/source/<name>/reward_mean``: over its candidates.
     Nothing where there is one source only."""
-    sources = list(dict.fromkeys(one.candidate.source for one in scored))
-    if len(sources) < 2:
+    sources, names = sources_of(scored)
+    if len(names) < 2:
         return {}
-    figures = {}
-    for name in sources:
-        if chosen:
-            figures[f"{SHARE}{name}"] = sum(one.candidate.source == name for one in chosen) / len(chosen)
-        if (mean := mean_reward([one for one in scored if one.candidate.source == name])) is not None:
-            figures[f"sample/source/{name}/reward_mean"] = mean
+    figures, (winners, of_winners), columns = {}, sources_of(chosen), columns_of(scored)
+    for number, name in enumerate(names):
+        if len(chosen):
+            won = np.count_nonzero(winners == of_winners.index(name)) if name in of_winners else 0
+            figures[f"{SHARE}{name}"] = won / len(chosen)
+        if (reward := mean(columns.reward[sources == number])) is not None:
+            figures[f"sample/source/{name}/reward_mean"] = reward
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Ranking and selection: pure functions of scored candidates. No torch.
+"""Ranking and selection: pure functions of scored candidates, on their columns. No torch.
 
 Rules for the tails, each held by a test:
 
@@ -18,6 +18,9 @@ import random as stdlib_random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from .columns import Array, Columns, blocks, columns_of, runs, taken
 from .errors import UserError
 from .protocols import Select
 from .types import Ranking, Scored, seed_of
@@ -64,13 +67,23 @@ class Best:
     n: int = 1
     skip_tied: bool = False
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
-        return [
-            one
-            for ranking in rank(scored)
-            if not (self.skip_tied and ranking.all_tied)
-            for one in sorted(ranking.scored[: self.n], key=lambda one: one.candidate.index)
-        ]
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
+        columns = columns_of(scored)
+        found = [self._of(columns, rows) for rows in blocks(columns.keys.prompt)]
+        return taken(scored, np.concatenate(found))
+
+    def _of(self, columns: Columns, rows: Array) -> Array:
+        """The best among these rows, which hold their prompts whole; by prompt, then by index."""
+        prompt, reward = columns.keys.prompt, columns.reward
+        rows = rows[columns.scored_of(rows)]
+        order = rows[np.lexsort((-reward[rows], prompt[rows]))]  # stable: equal rewards keep their order
+        starts, counts = runs(prompt[order])
+        kept = np.arange(len(order)) - np.repeat(starts, counts) < self.n
+        if self.skip_tied:
+            tied = (counts > 1) & (reward[order[starts]] == reward[order[starts + counts - 1]])
+            kept &= ~np.repeat(tied, counts)
+        best = order[kept]
+        return best[np.lexsort((columns.keys.index[best], prompt[best]))]
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,16 @@ class Top:
 
     fraction: float
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
-        ranked = best_first(scored)
-        kept = {id(one) for one in ranked[: _share(len(ranked), self.fraction)]}
-        return [one for one in scored if id(one) in kept]
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
+        columns = columns_of(scored)
+        rows = np.flatnonzero(columns.scored)
+        count = _share(len(rows), self.fraction)
+        if count:
+            reward = columns.reward[rows]
+            least = np.partition(reward, len(rows) - count)[len(rows) - count]  # of those that are kept
+            room = count - np.count_nonzero(reward > least)
+            rows = np.union1d(rows[reward > least], rows[reward == least][:room])
+        return taken(scored, rows)
 
 
 @dataclass(frozen=True)
@@ -91,8 +110,8 @@ class Above:
 
     floor: float
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
-        return [one for one in scored if one.reward is not None and one.reward >= self.floor]
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
+        return taken(scored, np.flatnonzero(columns_of(scored).reward >= self.floor))  # NaN is not
 
 
 @dataclass(frozen=True)
@@ -102,18 +121,27 @@ class Random:
     n: int | None = 1
     fraction: float | None = None
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
-        eligible = [one for one in scored if one.reward is not None]
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
+        columns = columns_of(scored)
         if self.fraction is not None:
-            kept = _sample(eligible, _share(len(eligible), self.fraction), seed)
-        else:
-            kept = [
-                one
-                for members in group(eligible)
-                for one in _sample(members, self.n or 1, (*seed, members[0].candidate.prompt.id))
-            ]
-        chosen = {id(one) for one in kept}
-        return [one for one in scored if id(one) in chosen]
+            rows = np.flatnonzero(columns.scored)
+            drawn = _sample(len(rows), _share(len(rows), self.fraction), seed)
+            return taken(scored, np.sort(rows[np.array(drawn, np.int64)]))
+        found = [self._of(columns, rows, seed) for rows in blocks(columns.keys.prompt)]
+        return taken(scored, np.sort(np.concatenate(found)))
+
+    def _of(self, columns: Columns, rows: Array, seed: tuple[object, ...]) -> Array:
+        """Some of each prompt's among these rows, which hold their prompts whole."""
+        rows = rows[columns.scored_of(rows)]
+        prompt = columns.keys.prompt[rows]
+        rows = rows[np.argsort(prompt, kind="stable")]
+        starts, counts = runs(np.sort(prompt))
+        places = (
+            start + place
+            for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
+            for place in _sample(count, self.n or 1, (*seed, columns.keys.id_of(int(columns.keys.prompt[rows[start]]))))
+        )
+        return rows[np.fromiter(places, np.int64)]
 
 
 @dataclass(frozen=True)
@@ -123,16 +151,19 @@ class Floor:
     rule: Select
     floor: float
 
-    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
-        return self.rule(Above(self.floor)(scored), seed)
+    def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
+        above = Above(self.floor)
+        if isinstance(self.rule, Best):  # the same choice; but ties are judged among all, not among what passes
+            return above(self.rule(scored, seed))
+        return self.rule(above(scored), seed)
 
 
 def _share(count: int, fraction: float) -> int:
     return min(count, max(1, math.floor(count * fraction + 1e-9)))
 
 
-def _sample(pool: list[Scored], count: int, seed: tuple[object, ...]) -> list[Scored]:
-    return stdlib_random.Random(seed_of("select", *seed)).sample(pool, min(count, len(pool)))
+def _sample(of: int, count: int, seed: tuple[object, ...]) -> list[int]:
+    return stdlib_random.Random(seed_of("select", *seed)).sample(range(of), min(count, of))
 
 
 def parse_rule(text: str, skip_tied: bool = False, floor: float | None = None) -> Select:
@@ -181,13 +212,13 @@ def name_of(rule: Select) -> str:
     return repr(rule) if " at 0x" not in repr(rule) else getattr(rule, "__qualname__", type(rule).__qualname__)
 
 
-def choose(rule: Select, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> list[Scored]:
+def choose(rule: Select, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
     """Apply a rule; nothing chosen is an error, so that no learner is started on nothing."""
-    chosen = list(rule(scored, seed))
+    chosen = rule(scored, seed)
+    chosen = chosen if isinstance(chosen, Sequence) else list(chosen)
     if not chosen:
-        missing = sum(one.reward is None for one in scored)
         raise NothingChosen(
-            f"select: {rule} chose none of {len(scored)} candidates ({missing} without a reward); "
+            f"select: {rule} chose none of {len(scored)} candidates ({columns_of(scored).unscored} without a reward); "
             "loosen the rule or look at the reward"
         )
     return chosen

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
+from .columns import Array, floats, keys_of, known, optional
 from .errors import UserError
 from .protocols import Reward
 from .types import Candidate, Scored, digest
 
 Normalise = Literal["none", "zscore"]
-Part = Sequence[float | None]
+Part = Sequence[float | None] | Array
 LARGEST = 1e100  # beyond, sums and squares of rewards overflow
 
 
@@ -50,6 +53,11 @@ class Rewards:
                 raise UserError(f"reward: two parts are called {name!r}; give one of them another `name`")
 
     @property
+    def elsewhere(self) -> bool:
+        """Every part is worked out by another process or machine (see :class:`raftune.protocols.Reward`)."""
+        return all(getattr(member.reward, "elsewhere", False) for member in self.members)
+
+    @property
     def version(self) -> str:
         """Changes with the code of the parts, as far as they tell theirs (an attribute ``version``)."""
         return digest([(m.reward.name, getattr(m.reward, "version", "")) for m in self.members]).hex()[:8]
@@ -61,29 +69,38 @@ class Rewards:
     def combine(
         self, candidates: Sequence[Candidate], parts: Mapping[str, Part], reference: Mapping[str, Part] | None = None
     ) -> list[Scored]:
-        """Normalise each part, weigh, add. ``Scored.parts`` keeps the raw values.
+        """The candidates with :meth:`reward`. ``Scored.parts`` keeps the raw values."""
+        rewards = optional(self.reward(keys_of(candidates).prompt, parts, reference))
+        return [
+            Scored(candidate, rewards[row], {name: part[row] for name, part in parts.items()})
+            for row, candidate in enumerate(candidates)
+        ]
 
-        ``zscore`` is over these ``candidates``; with ``reference`` it is over those parts instead, so that the sums of
+    def reward(self, prompt: Array, parts: Mapping[str, Part], reference: Mapping[str, Part] | None = None) -> Array:
+        """Normalise each part, weigh, add: one float64 a candidate, NaN where it has no reward. ``prompt``: the
+        number of each candidate's prompt.
+
+        ``zscore`` is over these candidates; with ``reference`` it is over those parts instead, so that the sums of
         two policies compare (else every policy's mean would be 0).
         """
-        terms = []
+        summands, count = [], int(prompt.max(initial=-1)) + 1
+        hole, told = np.zeros(len(prompt), bool), np.zeros(len(prompt), bool)
         for member in self.members:
-            name = member.reward.name
-            part = parts[name]
-            pool = part if reference is None else reference[name]
+            part = floats(parts[member.reward.name])
+            if len(part) != len(prompt):
+                raise ValueError(f"{len(part)} values of {member.reward.name!r} for {len(prompt)} candidates")
+            pool = part if reference is None else floats(reference[member.reward.name])
+            missing = np.isnan(part)
+            applies = (np.bincount(prompt[~missing], minlength=count) > 0)[prompt]
+            hole |= missing & applies
+            told |= ~missing
             values = zscore(part, pool) if member.normalise == "zscore" else part
-            terms.append((member.weight, values, _applies(candidates, part)))
-        scored = []
-        for row, candidate in enumerate(candidates):
-            summands = [
-                None if values[row] is None else weight * float(values[row] or 0.0)
-                for weight, values, applies in terms
-                if candidate.prompt.id in applies
-            ]
-            known = [term for term in summands if term is not None]
-            reward = math.fsum(known) if known and len(known) == len(summands) else None
-            scored.append(Scored(candidate, reward, {name: part[row] for name, part in parts.items()}))
-        return scored
+            summands.append(np.where(missing, 0.0, member.weight * values))
+        reward = _sums(summands)
+        reward[hole | ~told] = math.nan
+        if np.isinf(reward).any():
+            raise ValueError("reward must be finite or None (not scored), got an infinite sum; lower the weights")
+        return reward
 
     def watch(self, scored: Sequence[Scored]) -> list[Scored]:
         """What these say, beside the parts of the reward and no part of it."""
@@ -97,19 +114,23 @@ class Rewards:
         return self.combine(candidates, self.parts(candidates))
 
 
-def _applies(candidates: Sequence[Candidate], part: Part) -> set[str]:
-    return {c.prompt.id for c, value in zip(candidates, part, strict=True) if value is not None}
+def _sums(summands: Sequence[Array]) -> Array:
+    """Of each row, rounded once as `math.fsum` does."""
+    if len(summands) > 2:
+        return np.fromiter(map(math.fsum, zip(*(one.data for one in summands), strict=True)), np.float64)
+    return sum(summands, np.zeros(len(summands[0])))  # one addition rounds once, and adding 0 not at all
 
 
-def zscore(part: Part, pool: Part | None = None) -> list[float | None]:
-    """Standardise over the values that exist in ``pool`` (by default the part itself); a constant pool gives 0."""
-    values = [value for value in (part if pool is None else pool) if value is not None]
-    if not values:
-        return [None if value is None else 0.0 for value in part]
-    mean = math.fsum(values) / len(values)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-    scale = deviation if deviation > 1e-12 * max(1.0, abs(mean)) else math.inf
-    return [None if value is None else (value - mean) / scale for value in part]
+def zscore(part: Part, pool: Part | None = None) -> Array:
+    """Standardise over the values that exist in ``pool`` (by default the part itself); a constant pool gives 0. None or
+    NaN stays NaN."""
+    values, others = floats(part), known(floats(part if pool is None else pool))
+    if not len(others):
+        return np.where(np.isnan(values), values, 0.0)
+    center = math.fsum(others) / len(others)
+    deviation = math.sqrt(math.fsum(((np.asarray(others) - center) ** 2).data) / len(others))
+    scale = deviation if deviation > 1e-12 * max(1.0, abs(center)) else math.inf
+    return (values - center) / scale
 
 
 def checked(

@@ -64,6 +64,7 @@ Source = Annotated[PolicySource | ModelSource | EndpointSource | PoolSource, Fie
 SourceName = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]  # part of metrics' and files' names
 HOW_ASKED = re.compile(  # what may change in a running run: not what is asked, but how
     r"sample\.sources\.[\w-]+\.(url|key_env|concurrency|retries|timeout|requests_per_minute|price(\..*)?)"
+    r"|(reward|evaluate\.monitor)\.\d+\.elsewhere"
 )
 USES: dict[str, type[Strict]] = {
     "policy": PolicySource,

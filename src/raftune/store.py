@@ -11,123 +11,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from . import files, interrupt, memory, progress, table
+from . import files, interrupt, memory, table
+from .columns import columns_of
 from .errors import UserError
+from .ledger import ScoredTable
 from .protocols import Codec
-from .score import Rewards
-from .types import Candidate, Policy, Prompt, Round, Scored, mean_reward
+from .round_folder import RoundFolder
+from .types import Policy, Round, Scored
 
-
-class RoundFolder:
-    """One round on disk. Every method does its work once; a second call reads what the first one wrote."""
-
-    def __init__(self, folder: Path, codec: Codec) -> None:
-        self.folder = folder
-        self.codec = codec
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / "DONE").exists()
-
-    def prompts(self, draw: Callable[[], Sequence[Prompt]]) -> list[Prompt]:
-        path = self.folder / "prompts.parquet"
-        if not path.exists():
-            table.write_prompts(path, draw())
-        return table.read_prompts(path)
-
-    def candidates(
-        self, prompts: Sequence[Prompt], shard: int, sample: Callable[[Sequence[Prompt]], Sequence[Candidate]]
-    ) -> list[Candidate]:
-        """Sample ``shard`` prompts at a time, one file each."""
-        candidates: list[Candidate] = []
-        with progress.bar("sample", len(prompts)) as advance:
-            for start in range(0, len(prompts), shard):
-                path = self.folder / "candidates" / f"{start // shard:05d}.parquet"
-                some = prompts[start : start + shard]
-                if not path.exists():
-                    interrupt.check()
-                    with self.timed("sample"):
-                        table.write_candidates(path, sample(some), self.codec)
-                candidates += table.read_candidates(path, self.codec)
-                advance(len(some))
-        return candidates
-
-    def scored(self, candidates: Sequence[Candidate], shard: int, rewards: Rewards) -> list[Scored]:
-        """Score ``shard`` candidates at a time; the weighted sum is taken over the whole round."""
-        path, parts_folder = self.folder / "scored.parquet", self.folder / "scoring"
-        if not path.exists():
-            parts: dict[str, list[float | None]] = {member.reward.name: [] for member in rewards.members}
-            with progress.bar("score", len(candidates)) as advance:
-                for start in range(0, len(candidates), shard):
-                    part = parts_folder / f"{start // shard:05d}.json"
-                    some = candidates[start : start + shard]
-                    # A reward that was mended since scores the whole round: its old and new numbers do not compare
-                    if not part.exists() or files.read_json(part)["version"] != rewards.version:
-                        interrupt.check()
-                        with self.timed("score"):
-                            files.write_json(part, {"version": rewards.version, "parts": rewards.parts(some)})
-                    for name, values in files.read_json(part)["parts"].items():
-                        parts[name] += values
-                    advance(len(some))
-            with self.timed("score"):
-                table.write_scored(path, rewards.combine(candidates, parts), self.codec)
-        shutil.rmtree(parts_folder, ignore_errors=True)
-        return table.read_scored(path, self.codec)
-
-    def chosen(self, scored: Sequence[Scored], choose: Callable[[], Sequence[Scored]]) -> list[Scored]:
-        path = self.folder / "chosen.parquet"
-        if not path.exists():
-            with self.timed("select"):
-                chosen = choose()
-                keys = {table.key_of(one) for one in chosen}
-                table.write_scored(self.folder / "scored.parquet", scored, self.codec, keys)
-                table.write_scored(path, chosen, self.codec, keys)
-        return table.read_scored(path, self.codec)
-
-    def policy(self, tune: Callable[[Path], Policy]) -> Policy:
-        path = self.folder / "policy"
-        if not path.exists():
-            interrupt.check()
-            with self.timed("tune"):
-                tune(path)
-        return path
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the learner and the clock say of this round."""
-        path = self.folder / "policy" / files.FIGURES
-        tuned = files.read_json(path) if path.exists() else {}
-        figures = {f"tune/{name}": value for name, value in tuned.items()}
-        for stage, (seconds, most) in self._spent().items():
-            figures[f"time/{stage}_s"] = seconds
-            if most is not None:
-                figures[f"memory/{stage}_bytes"] = most
-        return figures
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of this block to the round's clock, which outlives the process, and note its peak memory."""
-        start = time.perf_counter()
-        with memory.stage() as here:
-            yield
-        spent = self._spent()
-        seconds, most = spent.get(stage, (0.0, None))
-        peaks = [peak for peak in (most, here.most) if peak is not None]
-        spent[stage] = (seconds + time.perf_counter() - start, max(peaks, default=None))
-        files.write_json(self.folder / "times.json", spent)
-
-    def _spent(self) -> dict[str, tuple[float, int | None]]:
-        """Stage → seconds and bytes."""
-        path = self.folder / "times.json"
-        return files.read_json(path) if path.exists() else {}
+__all__ = ["RoundFolder", "Run", "best_of"]
 
 
 class Run:
@@ -232,23 +130,23 @@ class Run:
         """The latest checkpoint."""
         return self.policy_of(self.last)
 
-    def winners(self, number: int, buffer: int) -> list[Scored]:
-        """What the ``buffer`` rounds before ``number`` chose, the earliest first."""
-        rounds = [self.round(earlier) for earlier in range(max(1, number - buffer), number)]
-        return [one for here in rounds for one in table.read_scored(here.folder / "chosen.parquet", self.codec)]
+    def lesson(self, number: int, buffer: int) -> ScoredTable:
+        """What round ``number`` and the ``buffer`` rounds before it chose, the earliest first."""
+        rounds = [self.round(earlier) for earlier in range(max(1, number - buffer), number + 1)]
+        return ScoredTable([here.folder / "chosen.parquet" for here in rounds], self.codec)
 
     def commit(self, number: int, scored: Sequence[Scored], chosen: Sequence[Scored], policy: Policy) -> Round:
         """Everything of the round is on disk: write its figures and mark it done."""
-        here = self.round(number)
+        here, columns = self.round(number), columns_of(scored)
         figures: dict[str, Any] = {
-            "sample/reward_mean": mean_reward(scored),
-            "chosen/reward_mean": mean_reward(chosen),
+            "sample/reward_mean": columns.mean_reward,
+            "chosen/reward_mean": columns_of(chosen).mean_reward,
             "sample/candidates": len(scored),
-            "sample/unscored": sum(one.reward is None for one in scored),
+            "sample/unscored": columns.unscored,
             "chosen/candidates": len(chosen),
             **here.figures,
         }
-        # Work of all sessions, without the pauses between them
+        # Work of all sessions, without the pauses between them; what was done elsewhere meanwhile took no time here
         stages = [figures.get(f"time/{stage}_s") for stage in ("sample", "score", "select", "tune")]
         figures["time/round_s"] = sum(seconds for seconds in stages if seconds is not None)
         self.log(number, figures)

@@ -88,7 +88,8 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Round:
-    """One sample → rank → tune, committed. ``policy`` is the checkpoint it ended with."""
+    """One sample → rank → tune, committed. ``policy`` is the checkpoint it ended with. ``scored`` and ``chosen`` lie on
+    disk and are decoded while they are iterated."""
 
     number: int
     scored: Sequence[Scored]
@@ -99,12 +100,12 @@ class Round:
     @property
     def reward_mean(self) -> float | None:
         """Mean reward over all scored candidates of the round, or None if none was scored."""
-        return mean_reward(self.scored)
+        return self.metrics.get("sample/reward_mean")
 
     @property
     def chosen_reward_mean(self) -> float | None:
         """Mean reward over what was chosen."""
-        return mean_reward(self.chosen)
+        return self.metrics.get("chosen/reward_mean")
 
 
 def mean_reward(scored: Sequence[Scored]) -> float | None:

@@ -16,9 +16,24 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def figures(texts: Sequence[str]) -> dict[str, float]:
+    """``distinct_1``, ``distinct_2``, ``unique_1``, ``unique_2``, ``msttr_100``; absent where it cannot be measured."""
+    split = [words(text) for text in texts]
+    grams = {n: _ngrams(split, n) for n in (1, 2)}
+    different = {n: len(set(some)) for n, some in grams.items()}
+    found = {f"distinct_{n}": different[n] / len(some) if some else None for n, some in grams.items()}
+    found |= {f"unique_{n}": count if texts else None for n, count in different.items()}
+    found["msttr_100"] = _msttr(split, 100)
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def ngrams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """All n-grams of words; none crosses from one text into the next."""
-    return [tuple(w[i : i + n]) for w in map(words, texts) for i in range(len(w) - n + 1)]
+    return _ngrams([words(text) for text in texts], n)
+
+
+def _ngrams(split: Sequence[list[str]], n: int) -> list[tuple[str, ...]]:
+    return [gram for some in split for gram in zip(*(some[start:] for start in range(n)), strict=False)]
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -40,6 +55,10 @@ def msttr(texts: Sequence[str], segment: int = 100) -> float | None:
 
     The last, shorter segment is left out; None where there are fewer than ``segment`` words.
     """
-    joined = [word for text in texts for word in words(text)]
+    return _msttr([words(text) for text in texts], segment)
+
+
+def _msttr(split: Sequence[list[str]], segment: int) -> float | None:
+    joined = [word for some in split for word in some]
     segments = [joined[i : i + segment] for i in range(0, len(joined) - segment + 1, segment)]
     return sum(len(set(s)) / segment for s in segments) / len(segments) if segments else None

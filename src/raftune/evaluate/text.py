@@ -4,30 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from ..columns import keys_of, spread
+from ..ledger import Candidates
 from ..likelihood import fits, logprobs
 from ..types import Candidate, Policy, Scored, Text
-from . import best_of_n
-from .diversity import distinct, msttr, unique
+from . import best_of_n, diversity
+
+MOST = 1 << 15  # outputs of which diversity is measured
 
 
 def describe(candidates: Sequence[Candidate], seconds: float | None = None) -> dict[str, float]:
     """Diversity and length of outputs: ``distinct_1``, ``distinct_2``, ``unique_1``, ``unique_2``, ``msttr_100``,
     ``length_mean`` (tokens), ``finished`` (share that ended by itself), ``tokens_per_s`` where they took ``seconds``.
-    Absent where it cannot be measured."""
-    texts = [candidate.output.text for candidate in candidates]
-    lengths = [len(c.output.token_ids) for c in candidates if c.output.token_ids is not None]
-    figures = {
-        "distinct_1": distinct(texts, 1),
-        "distinct_2": distinct(texts, 2),
-        "unique_1": unique(texts, 1),
-        "unique_2": unique(texts, 2),
-        "msttr_100": msttr(texts),
-        "length_mean": sum(lengths) / len(lengths) if lengths else None,
-        "tokens_per_s": sum(lengths) / seconds if lengths and seconds else None,
-        "finished": sum(c.output.finish_reason == "stop" for c in candidates) / len(candidates) if candidates else None,
-    }
-    return {name: value for name, value in figures.items() if value is not None}
+    Absent where it cannot be measured. Of more than 32,768 outputs diversity is that of every n-th prompt's, about so
+    many; else its vocabulary would have to be in memory."""
+    if not candidates:
+        return {}
+    rows = spread(keys_of(candidates).prompt, MOST)
+    some = (candidates[row] for row in rows.tolist())
+    if isinstance(candidates, Candidates):
+        some, tally = candidates.take(rows).decoded(lists=False), _tally_on_disk(candidates)
+    else:
+        tally = _tally(candidates)
+    figures = diversity.figures([one.output.text for one in some]) | {"finished": tally.finished / len(candidates)}
+    if tally.told:
+        figures["length_mean"] = tally.tokens / tally.told
+    if tally.told and seconds:
+        figures["tokens_per_s"] = tally.tokens / seconds
+    return figures
+
+
+class Tally(NamedTuple):
+    """Of outputs: all their tokens, how many of them told theirs, and how many ended by themselves."""
+
+    tokens: int
+    told: int
+    finished: int
+
+
+def _tally(candidates: Sequence[Candidate]) -> Tally:
+    lengths = [len(one.output.token_ids) for one in candidates if one.output.token_ids is not None]
+    return Tally(sum(lengths), len(lengths), sum(one.output.finish_reason == "stop" for one in candidates))
+
+
+def _tally_on_disk(candidates: Candidates) -> Tally:
+    """The same from the columns of text (:class:`raftune.table.TextCodec`)."""
+    tokens = told = finished = 0
+    for _, batch in candidates.batches(["token_ids", "finish_reason"]):
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        if (ids := columns.get("token_ids")) is not None:
+            tokens += ids.value_lengths().sum().as_py() or 0
+            told += len(ids) - ids.null_count
+        reasons = columns.get("finish_reason")
+        counts = {} if reasons is None else {one["values"]: one["counts"] for one in reasons.value_counts().to_pylist()}
+        finished += batch.num_rows - sum(count for reason, count in counts.items() if (reason or "stop") != "stop")
+    return Tally(tokens, told, finished)
 
 
 def appraise(scored: Sequence[Scored], policy: Policy, initial: Policy, reference: str) -> dict[str, float]:

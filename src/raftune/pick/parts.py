@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..config import SampleConfig, SelectConfig, TextRecipe, TextSampleConfig, TextSelectConfig, TuneConfig
+from ..config import SelectConfig, TextRecipe, TextSelectConfig, TuneConfig
 from ..errors import UserError
 from ..filters import Filtered, Filters
 from ..protocols import Learner, Sampler, Select
 from ..rank import parse_rule
 from ..recipe import validated
+from ..sampling import SampleConfig, TextSampleConfig
 from ..score import Rewards
 from ..serving import VllmConfig
 from ..sources import EndpointSource, ModelSource, PolicySource, PoolSource, Source

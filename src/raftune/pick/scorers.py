@@ -29,6 +29,11 @@ def is_model(use: str) -> bool:
 
 
 def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
+    elsewhere, here = ([c.use for c in configs if c.elsewhere is where] for where in (True, False))
+    if elsewhere and here:
+        raise UserError(
+            f"reward: {elsewhere[0]} is worked out elsewhere and {here[0]} is not; say so of all, or of none"
+        )
     return Rewards(tuple(Weighted(reward(c, beside), c.weight, c.normalise) for c in configs))
 
 
@@ -41,6 +46,13 @@ def kl_shaped(rewards: Rewards, coefficient: float, initial: str) -> Rewards:
 
 def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
     """What ``config.use`` names: one of ours (docs/rewards.md), ``module:function`` or ``path.py:function``."""
+    found = _reward(config, beside)
+    if config.elsewhere and not getattr(found, "elsewhere", False):
+        raise UserError(f"reward: {config.use} works here, where the policy is; `elsewhere` is for your own functions")
+    return found
+
+
+def _reward(config: RewardConfig, beside: Path) -> Reward:
     kind, _, rest = config.use.partition(":")
     name = config.name or kind
     if verifier := _verifier(kind, rest, name, beside):
@@ -85,7 +97,7 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
             function = import_object(config.use, beside)
             if not callable(function):
                 raise UserError(f"reward: {config.use} is a {type(function).__name__}, not a function")
-            return FunctionReward(function, config.name or config.use.rpartition(":")[2])
+            return FunctionReward(function, config.name or config.use.rpartition(":")[2], config.elsewhere)
     raise UserError(
         f"reward: {config.use!r} is unknown; use vader, classifier:MODEL, classified:MODEL, math, math:COLUMN, "
         "regex:PATTERN, length:LO-HI, repetition, json, json-schema:FILE, clip:MODEL, aesthetic:HEAD, pickscore, "

@@ -29,10 +29,12 @@ class FunctionReward:
     As in TRL a text prompt comes with a text completion; a chat comes as messages, its completion as one assistant
     message. Where the outputs are pictures it is given ``images`` (PIL, RGB) instead of the completions, and those
     that the safety checker replaced are neither handed to it nor scored. A coroutine function is awaited.
+    ``elsewhere``: the work is done by another process or machine (see :class:`raftune.protocols.Reward`).
     """
 
     function: Function
     name: str
+    elsewhere: bool = False
 
     @property
     def version(self) -> str:
