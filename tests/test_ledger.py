@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raftune import columns, ledger, stored, table
@@ -152,6 +152,9 @@ def on_disk(pool: Pool, folder: Path, shard: int = 7) -> ScoredTable:
 
 @few
 @given(st.one_of(pools, adjacent), rules, st.integers(0, 5), st.integers(1, 9))
+@example(
+    pool_of([("a", None, None, "", ""), ("b", 1.0, None, "", ""), ("a", 1.0, None, "", "")]), Floor(Best(), 0), 0, 1
+)
 def test_rules_choose_the_same_on_columns_as_one_by_one(pool: Pool, rule: Any, seed: int, block: int) -> None:
     """Lists and tables, prompts whole or scattered, ranked at once or some prompts at a time."""
     wanted = by_hand(rule, pool, (seed, 1))

@@ -130,10 +130,7 @@ class RoundFolder:
             ledger.write(self.folder / "scored.parquet", scored, None)  # to be looked at: nothing was decided
             raise
         ledger.write(self.folder / "scored.parquet", scored, scored.which(chosen))
-        if isinstance(chosen, Ledger):
-            ledger.write(path, chosen, np.ones(len(chosen), bool))
-        else:
-            table.write_scored(path, chosen, self.codec, {table.key_of(one) for one in chosen})
+        table.write_chosen(path, chosen, self.codec)
         scored.let_go(ScoredTable([self.folder / "scored.parquet"], self.codec))
 
     def policy(self, tune: Callable[[Path], Policy]) -> Policy:

@@ -164,6 +164,7 @@ def select(
     """Choose what to learn from."""
     from . import pick, rank, table
     from .config import RECIPES
+    from .ledger import ScoredTable
     from .recipe import validated
 
     check_out(out)
@@ -176,8 +177,8 @@ def select(
     if any(value is not None for value in filters.values()):
         given["filters"] = {name: value for name, value in filters.items() if value is not None}
     select = pick.select(validated(type(RECIPES[modality].model_fields["select"].default), given, "select"))
-    chosen = rank.choose(select, table.read_scored(scored, codec), (seed, "select"))
-    table.write_scored(out, chosen, codec, {table.key_of(one) for one in chosen})
+    chosen = rank.choose(select, ScoredTable([scored], codec), (seed, "select"))
+    table.write_chosen(out, chosen, codec)
     written(out, len(chosen), "chosen candidates")
 
 

@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from . import ledger
 from .files import replacing
-from .ledger import GROUP, Candidates, ScoredTable, StoredPrompts
+from .ledger import GROUP, Candidates, Ledger, ScoredTable, StoredPrompts
 from .protocols import Codec
 from .rows import PART, PROMPT, ROW, TextCodec, candidate_row, layout, opened, prompt_row
 from .types import Candidate, Prompt, Scored
@@ -23,6 +25,7 @@ __all__ = [
     "read_prompts",
     "read_scored",
     "write_candidates",
+    "write_chosen",
     "write_prompts",
     "write_scored",
 ]
@@ -71,6 +74,14 @@ def write_scored(
         for one in scored
     ]
     _write(path, rows, {**ROW, **codec.schema, "reward": pa.float64(), **names, "chosen": pa.bool_()})
+
+
+def write_chosen(path: Path, chosen: Sequence[Scored], codec: Codec) -> None:
+    """What a rule chose, in a stream where it was not read."""
+    if isinstance(chosen, Ledger | ScoredTable):
+        ledger.write(path, chosen, np.ones(len(chosen), bool))
+    else:
+        write_scored(path, chosen, codec, {key_of(one) for one in chosen})
 
 
 def read_scored(path: Path, codec: Codec) -> list[Scored]:
