@@ -52,6 +52,7 @@ class Vllm(ThreadingHTTPServer):
         self.asked: list[tuple[str, Any]] = []
         self.during: Callable[[], None] = lambda: None
         self.tokens = True
+        self.chunked = True
         self.device, self.extension, self.logprobs_mode = "cuda", "", "raw_logprobs"
         self.lock = threading.Lock()
         self.live: tuple[Any, Any, Any] = (None, None, None)
@@ -88,7 +89,9 @@ class Vllm(ThreadingHTTPServer):
         return 200, {"object": "list", "data": cards}
 
     def info(self, body: Any) -> tuple[int, Any]:
-        told = {"model_config": {"logprobs_mode": self.logprobs_mode}, "device_config": {"device": self.device}}
+        told: dict[str, Any] = {"model_config": {"logprobs_mode": self.logprobs_mode}}
+        told["device_config"] = {"device": self.device}
+        told["scheduler_config"] = {"enable_chunked_prefill": self.chunked}
         return 200, {"vllm_config": {**told, "parallel_config": {"worker_extension_cls": self.extension}}}
 
     def mark(self, body: Any) -> tuple[int, Any]:
@@ -325,13 +328,15 @@ def test_what_is_wrong_with_a_server_is_said_in_one_line(
     assert hidden.version == "raftune is loading"  # and is loaded again the next time
 
 
-def test_a_server_on_a_cpu_needs_what_renews_a_tied_output_layer(
+def test_a_server_on_a_cpu_is_to_be_started_as_it_works_there(
     tiny: Path, other: Path, serve: Callable[..., Vllm]
 ) -> None:
     server = serve(tiny)
     server.device = "cpu"
     assert "start it with --worker-extension-cls raftune.sample.worker.Whole" in said_by(sampler(server), other)
     server.extension = "raftune.sample.worker.Whole"
+    assert said_by(sampler(server), other).endswith("start it with --no-enable-chunked-prefill")
+    server.chunked = False
     same(server, other)
 
 

@@ -72,6 +72,15 @@ def test_the_same_address_draws_the_same(smollm: str, prompts: list[Prompt]) -> 
     assert len(set(ids(first))) > 40
 
 
+def test_more_prompt_tokens_than_a_step_takes(smollm: str, prompts: list[Prompt]) -> None:
+    """A shard of long prompts, some 10000 tokens of them; vLLM's steps take fewer."""
+    long = [Prompt(one.id, " ".join([one.content] * 30)) for one in prompts]
+    drawn = vllm(max_new_tokens=4).sample(smollm, long, 4, (0, 1))
+    assert len(drawn) == 4 * len(long)
+    for one, (total, count) in zip(drawn, logprobs(smollm, drawn), strict=True):
+        assert one.logprob == pytest.approx(total, abs=2e-3 * count)
+
+
 def test_stop_strings_and_ends(smollm: str, prompts: list[Prompt]) -> None:
     """As ours: kept in the tokens, cut from the text; end-of-sequence is kept, too."""
     one = vllm(top_k=1, stop=(" the", ".")).sample(smollm, prompts, 1, (0,))

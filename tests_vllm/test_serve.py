@@ -38,7 +38,7 @@ def url(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", smollm]
     command += ["--host", "127.0.0.1", "--port", str(port), "--worker-extension-cls", EXTENSION]
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
-    command += ["--enable-lora", "--max-lora-rank", "8"]
+    command += ["--no-enable-chunked-prefill", "--enable-lora", "--max-lora-rank", "8"]
     allowed = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     log = tmp_path_factory.mktemp("serve") / "log"
     with log.open("w") as written:

@@ -67,7 +67,8 @@ class EngineOptions:
             "logprobs_mode": "raw_logprobs",
             "generation_config": "vllm",
             "use_tqdm_on_load": False,
-            **({"worker_extension_cls": EXTENSION} if device().type == "cpu" else {}),
+            # On a CPU 0.32 fails where a prompt that has a seed is read in two steps
+            **({"worker_extension_cls": EXTENSION, "enable_chunked_prefill": False} if device().type == "cpu" else {}),
             **cache,
             **self.engine,
             **lora,

@@ -123,6 +123,11 @@ class Server:
                 f"sample.url: {self.root} is on a CPU, where vLLM leaves a tied output layer as it was; start it with "
                 f"--worker-extension-cls {EXTENSION} (raftune is to be installed there), or tune an adapter"
             )
+        if told["scheduler_config"]["enable_chunked_prefill"]:
+            raise UserError(
+                f"sample.url: {self.root} is on a CPU, where vLLM fails at a seeded prompt that is read in two steps; "
+                "start it with --no-enable-chunked-prefill"
+            )
         return "reload_whole"
 
     def _load_adapter(self, folder: str) -> None:
