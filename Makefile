@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 RUN := HF_HUB_OFFLINE=1 $(BIN)
 
-.PHONY: quickstart quickstart-image test check bench clean
+COMPARISONS := sample tune score round image
+
+.PHONY: quickstart quickstart-image test test-vllm vllm check bench bench-page bench-reward clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -16,19 +19,29 @@ test: $(VENV)/.dev  ## under ten minutes on two cores, no GPU, no model hub
 	@$(RUN)/python -c "from raftune.assets import ASSETS, fetch; [fetch(name) for name in ASSETS]"  # real models, once
 	@$(RUN)/python -m pytest
 
+vllm: $(VLLM)/.ready  ## an environment of its own with vLLM's CPU build: .venv-vllm/bin/raftune run … --set sample.backend=vllm
+
+test-vllm: $(VLLM)/.ready  ## the real engine and the real server, on the real model: a quarter of an hour
+	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default tests_vllm
+
 check: $(VENV)/.dev  ## format, lint, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 
-bench: $(VENV)/.bench  ## both sides of every comparison; one JSON line a case
-	@$(RUN)/python bench/sample.py
-	@$(RUN)/python bench/tune.py
-	@$(RUN)/python bench/round.py
-	@$(RUN)/python bench/image.py
+bench: $(VENV)/.bench .venv-trl/.ready  ## paired comparisons, then docs/benchmarks.md; ONLY=sample: one; PAIRS=1: how often
+	@for one in $(or $(ONLY),$(COMPARISONS)); do $(RUN)/python bench/$$one.py $(if $(PAIRS),--pairs $(PAIRS)) || exit 1; done
+	@$(RUN)/python bench/page.py
+
+bench-page: $(VENV)/.bench  ## docs/benchmarks.md from the results that lie in docs/benchmarks
+	@$(RUN)/python bench/page.py
+
+bench-reward: $(VENV)/.bench  ## seconds to a given reward against GRPO and RLOO: hours, resumable; OPTIONS='--cpus 0 --cpus 1 --threads 1'
+	@$(RUN)/python bench/time_to_reward.py $(OPTIONS)
+	@$(RUN)/python bench/page.py
 
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(VLLM) .venv-trl .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -51,5 +64,18 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev$(comma)bench)
+
+# The peers of TRL's sides: TRL and all that it needs at their newest, but for torch, which is the same for all
+.venv-trl/.ready: constraints.txt
+	@$(PYTHON) -m venv .venv-trl
+	@.venv-trl/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	@.venv-trl/bin/pip install -q --disable-pip-version-check -U trl -e '.[assets,vader]'
+	@touch $@
+
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
 
 comma := ,

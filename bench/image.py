@@ -1,23 +1,25 @@
-"""Pictures: sampler against bare pipeline, learner against a bare training loop, a round against training on
-all K. The model is the repository's own (digits/model), 32 × 32 pictures.
+"""Sampler against bare pipeline, learner against a bare training loop, a round against training on all K.
+
+The model is the repository's own (``digits/model``, 5 M parameters, 32 × 32 pictures, float32), the smallest there is:
+what we add to a picture or a step weighs most here. The aim is to lose no more than 5 % of sampling, 10 % of tuning.
 
 - sample: the same prompts, generators, steps and batch; ``rate``: pictures per second after a warm-up. Ours also makes
   the PNG and its hash.
 - tune: the same latents and embeddings, ready in memory on both sides; full UNet, v-prediction, min-SNR, AdamW,
   clipping. ``rate``: pictures per second from the end of the first step to the end of the last.
 - round: sample K of each prompt, choose one, one pass. The peer passes over all K with weight zero for the losers, as
-  online fine-tuning in flow_grpo does. ``rate``: candidates per second of sampling and
-  tuning.
+  online fine-tuning in flow_grpo does. ``rate``: candidates per second of sampling and tuning; sampling is the same on
+  both sides and most of the work.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from machine import clock
 from paired import main
 
 MODEL = Path(__file__).parent.parent / "digits" / "model"
@@ -41,7 +43,7 @@ def ours(stage: str, **case: Any) -> dict[str, float]:
     return {"sample": our_sample, "tune": our_tune, "round": our_round}[stage](**case)
 
 
-def peer(stage: str, **case: Any) -> dict[str, float]:
+def bare(stage: str, **case: Any) -> dict[str, float]:
     return {"sample": bare_sample, "tune": bare_tune, "round": all_round}[stage](**case)
 
 
@@ -54,16 +56,19 @@ def sampler(batch: int) -> Any:
 def our_sample(count: int, k: int, batch: int) -> dict[str, float]:
     draw, asked = sampler(batch), prompts(count)
     draw.sample(MODEL, asked, batch // count, (0, "warm-up"))
-    start = time.perf_counter()
+    start = clock()
     drawn = draw.sample(MODEL, asked, k, (0,))
-    return {"rate": len(drawn) / (time.perf_counter() - start)}
+    return {"rate": len(drawn) / (clock() - start)}
 
 
 def bare_sample(count: int, k: int, batch: int) -> dict[str, float]:
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(MODEL)
+    from raftune.models import device
+    from raftune.pipelines import precision
+
+    pipe = DiffusionPipeline.from_pretrained(MODEL, dtype=precision()).to(device())
     pipe.set_progress_bar_config(disable=True)
     texts = [prompt.content for prompt in prompts(count) for _ in range(k)]
 
@@ -72,10 +77,10 @@ def bare_sample(count: int, k: int, batch: int) -> dict[str, float]:
         pipe(some, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators)
 
     draw(texts[:batch])
-    start = time.perf_counter()
+    start = clock()
     for at in range(0, len(texts), batch):
         draw(texts[at : at + batch])
-    return {"rate": len(texts) / (time.perf_counter() - start)}
+    return {"rate": len(texts) / (clock() - start)}
 
 
 def winners(count: int) -> list[Any]:
@@ -93,7 +98,7 @@ def our_tune(pictures: int, batch: int, steps: int) -> dict[str, float]:
 
     def watch(description: str, total: int) -> tuple[progress.Advance, Callable[[], None]]:
         watched = description == "tune"
-        return lambda done: stamps.append(time.perf_counter()) if done and watched else None, lambda: None
+        return lambda done: stamps.append(clock()) if done and watched else None, lambda: None
 
     learner = ImageLearner(learning_rate=1e-5, steps=steps, max_epochs=steps, batch_size=batch, lora=None)
     chosen = winners(pictures)
@@ -114,12 +119,14 @@ def latents_of(chosen: Sequence[Any]) -> tuple[Any, Any]:
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(MODEL, unet=None)
+    from raftune.models import device
+
+    pipe = DiffusionPipeline.from_pretrained(MODEL, unet=None).to(device())
     texts = [one.candidate.prompt.content for one in chosen]
     with torch.no_grad():
-        pixels = pipe.image_processor.preprocess([one.candidate.output.image for one in chosen])
+        pixels = pipe.image_processor.preprocess([one.candidate.output.image for one in chosen]).to(device())
         latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-        return latents, pipe.encode_prompt(texts, "cpu", 1, False)[0]
+        return latents, pipe.encode_prompt(texts, device(), 1, False)[0]
 
 
 def train(lesson: tuple[Any, Any], steps: Sequence[Sequence[int]], weights: Sequence[float]) -> list[float]:
@@ -128,24 +135,28 @@ def train(lesson: tuple[Any, Any], steps: Sequence[Sequence[int]], weights: Sequ
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from diffusers.training_utils import compute_snr
 
-    unet = UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet", dtype=torch.float32).train()
+    from raftune.models import device
+    from raftune.pipelines import precision
+
+    unet = UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet", dtype=torch.float32).to(device()).train()
     scheduler = DDPMScheduler.from_pretrained(MODEL, subfolder="scheduler")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, weight_decay=0.0)
     all_latents, all_embeddings = lesson
-    weight = torch.tensor(weights)
+    weight = torch.tensor(weights, device=unet.device)
     stamps = []
     for rows in steps:
         latents, embeddings = all_latents[rows], all_embeddings[rows]
         noise = torch.randn_like(latents)
-        times = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),))
-        answer = unet(scheduler.add_noise(latents, noise, times), times, embeddings, return_dict=False)[0]
+        times = torch.randint(0, scheduler.config.num_train_timesteps, (len(rows),), device=unet.device)
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=precision() == torch.bfloat16):
+            answer = unet(scheduler.add_noise(latents, noise, times), times, embeddings, return_dict=False)[0].float()
         snr = compute_snr(scheduler, times)
         errors = (answer - scheduler.get_velocity(latents, noise, times)).square().mean((1, 2, 3))
         (errors * snr.clamp(max=5.0) / (snr + 1) * weight[rows]).mean().backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        stamps.append(time.perf_counter())
+        stamps.append(clock())
     return stamps
 
 
@@ -155,7 +166,7 @@ def our_round(count: int, k: int, batch: int) -> dict[str, float]:
 
     learner = ImageLearner(learning_rate=1e-5, steps=10**6, max_epochs=1, batch_size=batch, lora=None)
     sampler(64).sample(MODEL, prompts(count), 1, (0, "warm-up"))
-    start = time.perf_counter()
+    start = clock()
     drawn = sampler(64).sample(MODEL, prompts(count), k, (0,))
     chosen = [Scored(candidate, 0.0) for candidate in drawn if candidate.index == 0]
     with tempfile.TemporaryDirectory() as scratch:
@@ -167,7 +178,7 @@ def all_round(count: int, k: int, batch: int) -> dict[str, float]:
     from raftune import Scored
 
     sampler(64).sample(MODEL, prompts(count), 1, (0, "warm-up"))
-    start = time.perf_counter()
+    start = clock()
     drawn = sampler(64).sample(MODEL, prompts(count), k, (0,))
     lesson = latents_of([Scored(candidate, 0.0) for candidate in drawn])
     rows = [list(range(at, at + batch)) for at in range(0, len(drawn), batch)]
@@ -176,9 +187,9 @@ def all_round(count: int, k: int, batch: int) -> dict[str, float]:
 
 
 def rate_of(candidates: int, start: float) -> dict[str, float]:
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return {"rate": candidates / seconds, "seconds": seconds}
 
 
 if __name__ == "__main__":
-    main(CASES, {"ours": ours, "peer": peer})
+    main(CASES, {"ours": ours, "bare": bare})

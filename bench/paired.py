@@ -1,7 +1,8 @@
-"""Paired comparisons: each side in a process of its own, A B A B, medians, the ratio of each pair.
+"""Paired comparisons: each side in a process of its own, A B C A B C, medians, the ratio of each pair.
 
-A benchmark calls :func:`main` with its cases and one function per side. A side gets a case's arguments and returns
-``{"seconds": …, …}``, timed by itself after a warm-up; peak memory is the process's.
+A benchmark calls :func:`main` with its cases and its sides, ours first. A side gets a case's arguments and returns
+``{"rate": …, …}`` or ``{"seconds": …, …}``, timed by itself after a warm-up; peak memory is the process's unless it
+says so itself. Every run lands in ``docs/benchmarks/MACHINE/NAME.json``; ``page.py`` makes the page of what lies there.
 """
 
 from __future__ import annotations
@@ -9,83 +10,145 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-Side = Callable[..., dict[str, float]]
+import machine
+from ratios import ratios, spread
+
+from raftune import files
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "benchmarks"
+OURS = "ours"
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Who does the work: a function of the benchmark's script, or a script of its own, which is given ``--case CASE``
+    and prints ``RESULT {…}``.
+
+    ``venv``: the virtual environment whose interpreter runs it. Where that is missing, a function runs in this one and
+    a script does not run at all. ``env``: environment variables on top.
+    """
+
+    work: Callable[..., Figures] | Path
+    venv: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def python(self) -> str | None:
+        """The interpreter; None: it cannot run here."""
+        own = ROOT / self.venv / "bin" / "python" if self.venv else None
+        if own is not None and own.exists():
+            return str(own)
+        return sys.executable if callable(self.work) or own is None else None
 
 
 def main(
-    cases: Mapping[str, Mapping[str, Any]], sides: Mapping[str, Side], smaller_is_better: str | None = None
+    cases: Mapping[str, Mapping[str, Any]],
+    sides: Mapping[str, Side | Callable[..., Figures]],
+    smaller_is_better: str | None = None,
+    pairs: int = 3,
 ) -> None:
-    """Print one JSON line a case: ``{"case", "ours", "peer", "ratio", …}``; ratio > 1: ours is better.
+    """Compare the sides on every case, keep the runs and print one line a case and peer; a ratio > 1: ours is better.
 
     Figures are rates unless ``smaller_is_better`` names the figure that is compared.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--case", action="append", help="only these")
+    parser.add_argument("--pairs", type=int, default=pairs)
+    parser.add_argument("--case", action="append", choices=list(cases), help="only these")
     parser.add_argument("--side", help=argparse.SUPPRESS)
+    machine.add_options(parser)
     options = parser.parse_args()
+    known = {name: side if isinstance(side, Side) else Side(side) for name, side in sides.items()}
     if options.side:
-        figures = sides[options.side](**cases[options.case[0]])
-        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-        print("RESULT " + json.dumps(figures))
+        print("RESULT " + json.dumps(figures_of(known[options.side], cases[options.case[0]])))
         return
-    print(json.dumps({"machine": machine()}, ensure_ascii=False), flush=True)
+    machine.confine(options.threads, options.cpus)
+    record = Record(Path(sys.argv[0]).stem, smaller_is_better)
     for case in options.case or cases:
-        runs: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
-        for _ in range(options.pairs):
-            for side in runs:
-                runs[side].append(measure(case, side))
-        print(json.dumps(compare(case, runs, smaller_is_better), ensure_ascii=False), flush=True)
+        found: Figures = {"arguments": dict(cases[case]), **machine.conditions(options), "runs": {}}
+        found["absent"] = {name: f"no {side.venv}/bin/python" for name, side in known.items() if side.python is None}
+        for number in range(options.pairs):
+            for name, side in known.items():
+                if side.python is not None:
+                    print(
+                        f"{record.name}: {case}: {name}, {number + 1} of {options.pairs}", file=sys.stderr, flush=True
+                    )
+                    found["runs"].setdefault(name, []).append(measure(case, name, side))
+        record.keep(case, found, order=list(cases))
+        for line in record.lines(case):
+            print(line, flush=True)
 
 
-def measure(case: str, side: str) -> dict[str, float]:
+def figures_of(side: Side, arguments: Mapping[str, Any]) -> Figures:
+    """One side in this very process."""
+    assert callable(side.work)
+    found = side.work(**arguments)
+    return {"peak_gb": machine.peak_gb(), **found, "versions": machine.versions()}
+
+
+def measure(case: str, name: str, side: Side) -> Figures:
     """One side once, in a fresh process."""
-    command = [sys.executable, sys.argv[0], "--case", case, "--side", side]
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if isinstance(side.work, Path):
+        command = [str(side.python), str(side.work), "--case", case]
+    else:
+        command = [str(side.python), sys.argv[0], "--case", case, "--side", name]
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths)), **side.env}
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        sys.exit(f"{case}, {side}: failed\n{result.stderr[-3000:]}")
+        sys.exit(f"{case}, {name}: failed\n{result.stderr[-3000:]}")
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
-def compare(case: str, runs: dict[str, list[dict[str, float]]], smaller: str | None) -> dict[str, Any]:
-    """Medians of both sides, the median ratio of the pairs and its range."""
-    key = smaller or "rate"
-    pairs = list(zip(runs["ours"], runs["peer"], strict=True))
-    ratios = [p[key] / o[key] if smaller else o[key] / p[key] for o, p in pairs]
-    line: dict[str, Any] = {"case": case}
-    line |= {side: figure(median(run[key] for run in runs[side])) for side in ("ours", "peer")}
-    line |= {"ratio": figure(median(ratios)), "ratios": [figure(ratio) for ratio in ratios]}
-    for name in runs["ours"][0]:
-        if name not in {key}:
-            for side in ("ours", "peer"):
-                if name in runs[side][0]:
-                    line[f"{side}_{name}"] = figure(median(run[name] for run in runs[side]))
-    line["memory_ratio"] = figure(median(o["peak_gb"] / p["peak_gb"] for o, p in pairs))
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a comparison on this machine."""
+
+    name: str
+    smaller_is_better: str | None
+
+    @property
+    def path(self) -> Path:
+        return RESULTS / machine.slug(machine.name()) / f"{self.name}.json"
+
+    def keep(self, case: str, found: Figures, order: list[str]) -> None:
+        """Put a case in the place of its former runs; those of the others stay."""
+        cases = files.read_json(self.path)["cases"] if self.path.exists() else {}
+        cases = {name: (cases | {case: found})[name] for name in order if name in cases or name == case}
+        about = {
+            "machine": machine.name(),
+            "about": machine.description(),
+            "compared": self.smaller_is_better or "rate",
+        }
+        files.write_json(self.path, about | {"smaller_is_better": self.smaller_is_better is not None, "cases": cases})
+
+    def lines(self, case: str) -> list[str]:
+        kept = files.read_json(self.path)
+        return [
+            json.dumps({"case": case, "against": peer, **summary(kept, case, peer)}, ensure_ascii=False)
+            for peer in kept["cases"][case]["runs"]
+            if peer != OURS
+        ]
+
+
+def summary(kept: Figures, case: str, peer: str) -> Figures:
+    """Medians of both sides, their ratio and its range, for the terminal."""
+    runs, key = kept["cases"][case]["runs"], kept["compared"]
+    values = {side: [run[key] for run in runs[side]] for side in (OURS, peer)}
+    line = {side: str(spread(values[side])) for side in values}
+    line["ratio"] = str(spread(ratios(values[OURS], values[peer], kept["smaller_is_better"])))
+    line["memory"] = str(spread([run["peak_gb"] for run in runs[OURS]]))
+    line[f"memory of {peer}"] = str(spread([run["peak_gb"] for run in runs[peer]]))
     return line
-
-
-def figure(value: float) -> float:
-    """Three significant digits: more would be noise."""
-    return float(f"{value:.3g}")
-
-
-def machine() -> str:
-    """What ran it."""
-    import torch
-
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.cpu.get_capabilities().get("cpu_name")
-    return f"{where}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"
 
 
 def trl_options(scratch: str) -> dict[str, Any]:
@@ -113,7 +176,7 @@ def stopwatch() -> tuple[Any, list[float]]:
 
     class Stopwatch(TrainerCallback):
         def on_step_end(self, *args: object, **kwargs: object) -> None:
-            stamps.append(time.perf_counter())
+            stamps.append(machine.clock())
 
     return Stopwatch(), stamps
 
@@ -127,5 +190,5 @@ def real_model() -> str:
 
 def openings() -> list[str]:
     """The prompts of the quickstart."""
-    file = Path(__file__).parent.parent / "recipes" / "openings.jsonl"
-    return [json.loads(line)["prompt"] for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = (ROOT / "recipes" / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prompt"] for line in lines]

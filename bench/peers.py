@@ -23,6 +23,9 @@ tells the allocator to keep freed memory; TRL gets it as it comes (``MALLOC_MMAP
 in the environment would give it the same). ``--rows`` samples of a step go through a peer's model at once, the others
 by gradient accumulation; neither GRPO's nor RLOO's gradient depends on it, but memory does.
 
+``--until`` evaluates the weights of each evaluated step at once, in another process while training and its clock stand
+still, and ends the run where the held-out reward is at it; those weights are not kept.
+
 **Seconds**: of a peer from the begin of ``train()`` to the end of the last step, without loading the model and without
 saving weights for evaluation; of RAFT the sum of ``time/round_s``, loading and saving in each round included.
 **Memory**: the peak resident set of the process that trained. **Seed**: the recipe's, so that split, prompts and
@@ -43,6 +46,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import machine
 from disturbed import KINDS, Disturbed
 
 from raftune import files
@@ -73,6 +77,7 @@ class Task:
     set: list[str]
     trl: list[str]
     out: Path
+    until: float | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -110,6 +115,15 @@ class Task:
     def is_late(self, seconds: float) -> bool:
         return self.minutes is not None and seconds >= 60 * self.minutes
 
+    def arrived(self, step: int, weights: str) -> bool:
+        """Does the held-out reward of a step that is evaluated stand at ``--until``? Asked in another process, so that
+        training's memory is its own."""
+        if self.until is None or not step or not self.is_mark(step):
+            return False
+        command = [sys.executable, *sys.argv, "--only-evaluate", str(step), weights]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return evaluate(self, weights, step)["heldout/reward_mean"] >= self.until
+
 
 def _comparable(recipe: Any) -> Any:
     """The recipe; UserError where a peer could not do the same, or figures of two policies would not compare."""
@@ -143,7 +157,11 @@ def train_raft(task: Task) -> dict[str, Any]:
             recipe.sample.shard,
             recipe.select.buffer,
         )
-        while not task.is_late(sum(_seconds(run.history()))) and next(loop, None) is not None:
+
+        def over() -> bool:
+            return task.is_late(sum(_seconds(run.history()))) or task.arrived(run.last, str(run.policy_of(run.last)))
+
+        while not over() and next(loop, None) is not None:
             run.prune({number for number in range(1, run.last + 1) if task.is_mark(number)} | {run.last})
         rows = run.history()
         marks = {number for number in range(1, run.last + 1) if task.is_mark(number)} | {run.last}
@@ -153,7 +171,7 @@ def train_raft(task: Task) -> dict[str, Any]:
         "samples": sum(row["sample/candidates"] for row in rows),
         "step_seconds": _seconds(rows),
         "sample_reward": [row.get("sample/reward_mean") for row in rows],
-        "peak_bytes": max(row["memory/peak_bytes"] for row in rows),
+        "peak_bytes": machine.device_peak() or max(row["memory/peak_bytes"] for row in rows),
         "weights": weights,
         "own": {"select": recipe.select.model_dump(mode="json"), "tune": recipe.tune.model_dump(mode="json")},
     }
@@ -164,26 +182,30 @@ def _seconds(rows: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def evaluate(task: Task, weights: str, step: int) -> dict[str, float]:
-    """The held-out figures of a checkpoint (``<probe>/<figure>``), by raftune's own evaluation."""
+    """The held-out figures of a checkpoint (``<probe>/<figure>``), by raftune's own evaluation; kept, the weights may
+    go."""
     from raftune.experiment import Experiment
     from raftune.store import Run
 
+    kept = task.out / "evaluated" / f"{step:04d}.json"
+    if kept.exists():
+        return files.read_json(kept)
     parts = task.parts
-    with Run(task.out / "evaluated" / f"{step:04d}", weights, parts.modality.codec, parts.settings) as run:
+    with Run(kept.with_suffix(""), weights, parts.modality.codec, parts.settings) as run:
         figures = Experiment(parts, run).complete(
             0
         )  # the checkpoint is that run's beginning, the model the initial one
-    return {
+    found = {
         key: value
         for key, value in figures.items()
         if key.partition("/")[0] in parts.probes and isinstance(value, int | float)
     }
+    files.write_json(kept, found)
+    return found
 
 
 def result(task: Task, trained: dict[str, Any]) -> dict[str, Any]:
     """Everything of a run in one mapping."""
-    from paired import machine
-
     sample = task.parts.recipe.sample
     weights = {0: task.parts.model} | {int(n): str(task.out / path) for n, path in trained["weights"].items()}
     heldout = {step: evaluate(task, weights[step], step) for step in sorted(weights)}
@@ -200,7 +222,7 @@ def result(task: Task, trained: dict[str, Any]) -> dict[str, Any]:
         "before": heldout[0],
         "after": heldout[max(heldout)],
         "heldout": heldout,
-        "machine": machine(),
+        "machine": machine.name(),
         "versions": {name: version(name) for name in ("raftune", "torch", "transformers", "trl")},
     }
 
@@ -215,6 +237,7 @@ def arguments() -> tuple[Task, argparse.Namespace]:
     parser.add_argument("--seed", type=int, help="default: the recipe's")
     parser.add_argument("--minutes", type=float, help="stop at the first step that ends after so much training")
     parser.add_argument("--evaluate-every", type=int, help="also evaluate the weights of every so manieth step")
+    parser.add_argument("--until", type=float, help="stop where an evaluated step's held-out reward stands there")
     parser.add_argument("--disturb", default="none", choices=("none", *KINDS), help="the training reward")
     parser.add_argument("--sigma", type=float, default=1.0)
     parser.add_argument("--rows", type=int, help="samples in a peer's model at once (48 or less)")
@@ -222,6 +245,7 @@ def arguments() -> tuple[Task, argparse.Namespace]:
     parser.add_argument("--trl", action="append", default=[], metavar="KEY=VALUE", help="change TRL's configuration")
     parser.add_argument("--keep-weights", action="store_true")
     parser.add_argument("--only-train", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only-evaluate", nargs=2, metavar=("STEP", "WEIGHTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     return Task(**{key: getattr(options, key) for key in Task.__dataclass_fields__}), options
 
@@ -234,6 +258,10 @@ def main() -> None:
     if done.exists():
         print(f"{done}: there already")
         return
+    if options.only_evaluate:
+        step, weights = options.only_evaluate
+        evaluate(task, weights, int(step))
+        return
     if options.only_train:
         from peers_trl import train_peer
 
@@ -241,6 +269,8 @@ def main() -> None:
         return
     _ = task.parts.recipe  # faults of the recipe show before anything is written
     files.write_json(asked, task.asked)
+    if not trained.exists() and task.method != "raft":
+        shutil.rmtree(task.out / "evaluated", ignore_errors=True)  # of a training that was killed: it begins anew
     if not trained.exists():  # in a process of its own, so that its memory is what training took
         command = [sys.executable, *sys.argv, "--only-train"]
         if code := subprocess.run(command).returncode:

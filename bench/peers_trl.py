@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import machine
 from paired import trl_options
 
-from raftune import files, memory
+from raftune import files
 from raftune.errors import UserError
 from raftune.score import Rewards
 from raftune.types import Candidate, Prompt, Text
@@ -67,7 +67,7 @@ def train_peer(task: Task) -> dict[str, Any]:
         "samples": len(watch.ends) * len(steps[0]) * parts.recipe.sample.k,
         "step_seconds": [end - begin for begin, end in zip([0.0, *watch.ends], watch.ends, strict=False)],
         "sample_reward": means,
-        "peak_bytes": memory.peak(),
+        "peak_bytes": int(machine.peak_gb() * 1024**3),
         "weights": watch.weights,
         "own": {key: _plain_value(getattr(config, key)) for key in OWN if hasattr(config, key)},
     }
@@ -163,10 +163,10 @@ def _watch(task: Task, tokenizer: Any) -> Any:
         weights: dict[int, str]
 
         def on_train_begin(self, *args: object, **kwargs: object) -> None:
-            self.ends, self.weights, self.begin = [], {}, time.perf_counter()
+            self.ends, self.weights, self.begin = [], {}, machine.clock()
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: object) -> None:
-            now = time.perf_counter()
+            now = machine.clock()
             self.ends.append(now - self.begin)
             late = task.is_late(self.ends[-1])
             if late or task.is_mark(state.global_step):
@@ -175,7 +175,11 @@ def _watch(task: Task, tokenizer: Any) -> Any:
                     model.save_pretrained(part)
                     tokenizer.save_pretrained(part)
                 self.weights[state.global_step] = str(folder.relative_to(task.out))
+                if task.arrived(state.global_step, str(folder)):
+                    control.should_training_stop = True
+                if task.until is not None and task.is_mark(state.global_step):
+                    shutil.rmtree(folder)  # evaluated
             control.should_training_stop |= late
-            self.begin += time.perf_counter() - now
+            self.begin += machine.clock() - now
 
     return Watch()

@@ -1,25 +1,23 @@
-"""Sampling: TextSampler against ``model.generate(num_return_sequences=K)``, SmolLM2-135M, the same work.
+"""``TextSampler`` against ``model.generate(num_return_sequences=K)`` and vLLM: SmolLM2-135M-Instruct, the same work.
 
-Neither side may stop early, so both decode prompts × K × new tokens; ``rate`` is new tokens per second.
-``share_of_matmul``: FLOPs of the decoded tokens (2 × parameters each) over what a plain bf16 matmul of as many rows
-does on this machine in the same time.
+No side may stop early, so all decode prompts × K × new tokens at temperature 1; ``rate`` is new tokens per second after
+a warm-up, loading aside. The prompts are distinct (random token ids), each has K answers. vLLM runs in an environment
+of its own (``make vllm``).
 """
 
 from __future__ import annotations
 
 import random
-import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from paired import main, real_model
-
-if TYPE_CHECKING:
-    import torch
+import machine
+from machine import clock
+from paired import Side, main, real_model
 
 CASES = {
-    "sample 43-token prompts, K=16, 64 new, 8 prompts": {"length": 43, "prompts": 8, "k": 16, "new": 64},
-    "sample 43-token prompts, K=16, 64 new, 16 prompts": {"length": 43, "prompts": 16, "k": 16, "new": 64},
-    "sample 256-token prompts, K=32, 48 new, 8 prompts": {"length": 256, "prompts": 8, "k": 32, "new": 48},
+    "43-token prompts, K=16, 64 new, 8 prompts": {"length": 43, "prompts": 8, "k": 16, "new": 64},
+    "43-token prompts, K=16, 64 new, 16 prompts": {"length": 43, "prompts": 16, "k": 16, "new": 64},
+    "256-token prompts, K=32, 48 new, 8 prompts": {"length": 256, "prompts": 8, "k": 32, "new": 48},
 }
 
 
@@ -29,6 +27,8 @@ def prompt_ids(length: int, prompts: int) -> list[list[int]]:
 
 
 def ours(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
+    import limits
+
     from raftune.models import compute_dtype, device, load_model
     from raftune.sample.decode import NEVER, Work, decode_shared
     from raftune.sample.draw import Temper, uniforms
@@ -39,36 +39,19 @@ def ours(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
     owner = [row for row in range(prompts) for _ in range(k)]
 
     def once(steps: int) -> float:
-        start = time.perf_counter()
+        start = clock()
         addresses = [(0, row, index) for index, row in enumerate(owner)]
         work = Work(prompt_ids(length, prompts), owner, uniforms(addresses, steps))
         drawn = decode_shared(model, work, Temper(), NEVER)
         assert sum(len(row.token_ids) for row in drawn) == prompts * k * steps
-        return time.perf_counter() - start
+        return clock() - start
 
     once(4)
-    seconds = once(new)
-    rate = prompts * k * new / seconds
-    flops = 2 * sum(p.numel() for p in model.parameters())
-    return {"rate": rate, "share_of_matmul": rate * flops / matmul_rate(prompts * k, model.dtype)}
+    found = {"rate": prompts * k * new / once(new), "peak_gb": machine.peak_gb()}
+    return found | limits.of_decoding(model, prompts, length, k, new)
 
 
-def matmul_rate(rows: int, dtype: torch.dtype) -> float:
-    """FLOP/s of ``[rows, 576] @ [576, 1536]``, the model's feed-forward shape, over weights that do not fit a cache."""
-    import torch
-
-    inputs = torch.randn(rows, 576, dtype=dtype)
-    weights = [torch.randn(1536, 576, dtype=dtype) for _ in range(60)]
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for weight in weights:
-            torch.nn.functional.linear(inputs, weight)
-        times.append(time.perf_counter() - start)
-    return 2 * rows * 576 * 1536 * len(weights) / sorted(times)[2]
-
-
-def peer(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
+def generate(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -78,7 +61,7 @@ def peer(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
     ids = torch.tensor(prompt_ids(length, prompts), device=model.device)
 
     def once(steps: int) -> float:
-        start = time.perf_counter()
+        start = clock()
         with torch.inference_mode():
             out = model.generate(
                 input_ids=ids,
@@ -90,11 +73,17 @@ def peer(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
                 min_new_tokens=steps,
             )
         assert out.shape == (prompts * k, length + steps)
-        return time.perf_counter() - start
+        return clock() - start
 
     once(4)
     return {"rate": prompts * k * new / once(new)}
 
 
+SIDES = {
+    "ours": Side(ours),
+    "generate": Side(generate),
+    "vLLM": Side(Path(__file__).with_name("vllm_side.py"), ".venv-vllm"),
+}
+
 if __name__ == "__main__":
-    main(CASES, {"ours": ours, "peer": peer})
+    main(CASES, SIDES)

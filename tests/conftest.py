@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from raftune.models import resident
+from raftune.resident import resident
 from raftune.types import Candidate, Prompt, Scored, Text
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no fault of the code

@@ -176,8 +176,9 @@ def test_a_floor_goes_around_any_rule() -> None:
     assert parse_rule("best:2", floor=0.5) == Floor(Best(2), 0.5)
     assert parse_rule("best", skip_tied=True, floor=-1) == Floor(Best(skip_tied=True), -1)
     assert parse_rule("top:0.1", floor=None) == Top(0.1)
-    pool = pool_of([("a", 1.0), ("a", 1.0), ("a", 0.0), ("b", 2.0), ("b", 1.0)])
-    assert keys(parse_rule("best", skip_tied=True, floor=1.0)(pool, (0,))) == [("b", 0)]  # those that are left tie
+    pool = pool_of([("a", 1.0), ("a", 1.0), ("a", 0.0), ("b", 1.0), ("b", 1.0), ("c", 0.0), ("c", 0.5)])
+    # a's right answers are worth learning, as one was wrong; b's tell nothing; c has none
+    assert keys(parse_rule("best", skip_tied=True, floor=1.0)(pool, (0,))) == [("a", 0)]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from conftest import EOS, SHARING, build_tokenizer, prompts_of
 from transformers import AutoModelForCausalLM
 
 from raftune.errors import UserError
-from raftune.models import load_model, resident
+from raftune.models import load_model
+from raftune.resident import resident
 from raftune.sample import probe
 from raftune.sample.decode import NEVER, Stop, Work, decode_generate, decode_shared
 from raftune.sample.draw import Temper, uniforms
@@ -94,7 +95,7 @@ def test_finished_rows_leave_and_whole_prompts_too(model_of: Callable[..., Path]
     live = [sum(length > step for length in lengths) for step in range(len(calls))]
     assert calls[0] == 4  # the prefill: each prompt once
     assert all(alive <= batch <= alive / 0.9 + 1 for alive, batch in zip(live[1:], calls[1:], strict=True))
-    probe._restore_attention(model)
+    probe.restore(model)
     expected = probe._forward_logprobs(model, work.prompt_ids[3], drawn[-1].token_ids)
     torch.testing.assert_close(list(drawn[-1].logprobs), expected, atol=1e-3, rtol=0)
 
@@ -160,7 +161,7 @@ def test_the_generate_path_draws_the_same(tiny: Path) -> None:
     work = Work(prompt_ids, owner, uniforms([("x", i) for i in range(5)], 30))
     assert probe.prepare(model, 40)
     shared = decode_shared(model, work, Temper(temperature=1.2, top_p=0.9), Stop([EOS]))
-    probe._restore_attention(model)
+    probe.restore(model)
     slow = decode_generate(model, work, Temper(temperature=1.2, top_p=0.9), Stop([EOS]))
     assert [row.token_ids for row in slow] == [row.token_ids for row in shared]
     assert [row.stopped for row in slow] == [row.stopped for row in shared]
@@ -179,8 +180,13 @@ def test_the_generate_path_draws_the_same(tiny: Path) -> None:
     ],
 )
 def test_others_fall_back_to_generate_and_say_so_once(
-    family: str, changes: dict[str, Any], model_of: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    family: str,
+    changes: dict[str, Any],
+    model_of: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probe, "_said", set())  # whatever other tests made it say before
     folder, prompts = model_of(family, **changes), prompts_of(*TEXTS)
     with caplog.at_level(logging.WARNING, "raftune"):
         candidates = TextSampler(max_new_tokens=12, top_k=1).sample(folder, prompts, 2, (0,))
@@ -239,7 +245,7 @@ def test_another_checkpoint_in_the_same_folder_is_noticed(model_of: Callable[...
 def test_bfloat16_stays_close_to_its_own_forward_pass(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAFTUNE_DTYPE", "bfloat16")
     candidates = TextSampler(max_new_tokens=24).sample(tiny, prompts_of(*TEXTS), 4, (0,))
-    model, _ = resident.get(tiny, "causal", lambda: pytest.fail("was not kept"))
+    model, _ = resident.get(tiny, "causal", lambda: pytest.fail("was not kept")).alone()
     assert model.dtype == torch.bfloat16
     for c, wanted in zip(candidates, forward_logprobs(tiny, candidates), strict=True):
         gaps = [abs(a - b) for a, b in zip(c.output.token_logprobs, wanted, strict=True)]

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from raftune import pick
 from raftune.config import RewardConfig
 from raftune.errors import UserError
+from raftune.resident import resident
 from raftune.reward.classifier import ClassifierReward
 from raftune.reward.functions import FunctionReward, rewards
 from raftune.reward.sentiment import Vader
 from raftune.score import Rewards, Weighted, zscore
+from raftune.tokens import encode_answered, encode_answers
 from raftune.types import Candidate, Prompt, Text
 
 
@@ -272,6 +274,61 @@ def test_reward_model_uses_its_own_chat_template_once(tmp_path: Path) -> None:
     chat = Candidate(Prompt("c", ({"role": "user", "content": "Hi"},)), 0, Text("Hello"))
     found = ClassifierReward(str(folder))([chat])
     assert found == pytest.approx([by_hand(folder, ["<s>[user]Hi</s>[assistant]Hello</s>"])[0].item()], abs=1e-5)
+
+
+def test_answers_are_tokenized_together_as_one_by_one() -> None:
+    tokenizer = build_tokenizer()
+    chat = tuple({"role": role, "content": role + "!"} for role in ("user", "assistant", "user"))
+    asked = [("a text", " and more"), (chat, "Hello"), ("<s>with its begin", ""), (chat[:1], ""), ("é", "🙂")]
+    assert encode_answers(tokenizer, asked) == [encode_answered(tokenizer, *one) for one in asked]
+    assert len(set(map(tuple, encode_answers(tokenizer, asked)))) == len(asked)
+    assert encode_answers(tokenizer, []) == []
+
+
+def test_equal_inputs_go_through_the_reward_model_once(tmp_path: Path) -> None:
+    folder, rows = classifier(tmp_path, 1), []
+    reward = ClassifierReward(str(folder))
+    reward([candidate("p0", 0, "before")])
+    model, _ = resident.get(str(folder), "classify", lambda: pytest.fail("it is in memory"))
+    model.register_forward_pre_hook(lambda _, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
+    texts = ["good", "other", "good", "good", "other", "third"]
+    found = reward([candidate("p0", i, text) for i, text in enumerate(texts)])
+    assert sum(rows) == 3
+    wanted = [logits[0].item() for logits in by_hand(folder, ["text of p0" + text for text in texts])]
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_bfloat16_reward_model_does_not_round_its_logits(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = classifier(tmp_path, 1, family)
+    monkeypatch.setenv("RAFTUNE_DTYPE", "bfloat16")
+    texts = [f"answer {i}" for i in range(40)]
+    asked = [candidate("p0", i, text) for i, text in enumerate(texts)]
+    found = torch.tensor(ClassifierReward(str(folder), batch_tokens=1)(asked))
+    half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    head = [part for part in half.children() if part is not half.base_model][-1]
+    wanted = []
+    with torch.inference_mode():
+        for text in texts:  # the body in bfloat16, the head in float64
+            out = half.base_model(torch.tensor([build_tokenizer()("text of p0" + text)["input_ids"]]))
+            state = out.pooler_output[0] if family == "bert" else out.last_hidden_state[0, -1]
+            bias = 0 if head.bias is None else head.bias.double()
+            wanted.append((head.weight.double() @ state.double() + bias).item())
+    assert torch.allclose(found.double(), torch.tensor(wanted, dtype=torch.float64), atol=1e-5, rtol=1e-5)
+    assert (found != found.bfloat16().float()).sum() > 30  # off the coarse grid
+
+
+def test_near_certainty_log_probabilities_still_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = classifier(tmp_path, 2, label2id={"bad": 0, "good": 1}, id2label={0: "bad", 1: "good"})
+    reward = ClassifierReward(str(folder), label="good")
+    monkeypatch.setattr(ClassifierReward, "logits", lambda *_: [[0.0, 20.0], [0.0, 20.5], [0.0, 30.0]])
+    first, second, third = reward([candidate("p0", i, "x") for i in range(3)])
+    assert first < second < third < 0
+    assert first == pytest.approx(-math.exp(-20), rel=1e-6)
 
 
 def test_inputs_too_long_for_the_reward_model_are_not_scored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,6 @@ from test_cli import CODEC, call, work, write_recipe
 from test_endpoint import Server, serve
 
 from raftune import pick, table
-from raftune.config import TextSampleConfig
 from raftune.errors import UserError
 from raftune.pool import read_pool
 from raftune.provenance import by_source, in_words
@@ -24,6 +23,7 @@ from raftune.sample.fixed import Fixed
 from raftune.sample.mixture import Member, Mixture
 from raftune.sample.pool import PoolSampler
 from raftune.sample.text import TextSampler
+from raftune.sampling import TextSampleConfig
 from raftune.tokens import output_ids
 from raftune.types import Candidate, Prompt, Scored, Text
 

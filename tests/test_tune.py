@@ -16,7 +16,8 @@ from raftune import interrupt
 from raftune.batches import collate, output_logprobs, within_budget
 from raftune.errors import Interrupted, UserError
 from raftune.files import FIGURES, read_json
-from raftune.models import load_model
+from raftune.models import load_model, load_tokenizer
+from raftune.resident import CAUSAL, resident
 from raftune.sample.text import TextSampler
 from raftune.tokens import encode_prompt, output_ids
 from raftune.tune.lora import Lora
@@ -292,3 +293,38 @@ def test_another_rank_than_the_adapters_is_refused(tiny: Path, tmp_path: Path) -
         TextLearner(lora=Lora(r=8)).tune(first, chosen_of(OUTPUTS), tmp_path / "2", (0,))
     with pytest.raises(UserError, match=r"tune\.lora: .*nope"):
         TextLearner(lora=Lora(target_modules=("nope",))).tune(tiny, chosen_of(OUTPUTS), tmp_path / "3", (0,))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mamba"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_was_tuned_serves_without_the_disk(
+    model_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, precision: str
+) -> None:
+    """The live model is what loading its checkpoint makes, to the bit: weights, buffers, settings, words, answers."""
+    learner = TextLearner(learning_rate=1e-3)
+    if precision == "bfloat16":  # accelerate fixes autocast once a process: tuned in float32, served in bfloat16
+        fit = TextLearner._fit
+
+        def then(self: TextLearner, *args: Any) -> Session:
+            session = fit(self, *args)
+            monkeypatch.setenv("RAFTUNE_DTYPE", precision)
+            return session
+
+        monkeypatch.setattr(TextLearner, "_fit", then)
+    out = learner.tune(model_of(family), chosen_of(OUTPUTS), tmp_path / "policy", (0,))
+    base = resident.get(out, CAUSAL, lambda: pytest.fail("was not handed over"))
+    loaded = load_model(out, getattr(torch, precision))
+    live, tokenizer = base.alone()
+    for mine, expected in (
+        (live.named_parameters(), loaded.named_parameters()),
+        (live.named_buffers(), loaded.named_buffers()),
+    ):
+        for (name, a), (other, b) in zip(mine, expected, strict=True):
+            assert name == other and a.dtype == b.dtype and torch.equal(a, b), name
+    assert live.training == loaded.training and live.generation_config.to_dict() == loaded.generation_config.to_dict()
+    assert live.config.to_diff_dict() == loaded.config.to_diff_dict()
+    prompts = [Prompt("p", "prompt "), Prompt("q", "a longer prompt")]
+    found = TextSampler(max_new_tokens=8).sample(out, prompts, 3, (0,))
+    resident.free()
+    assert TextSampler(max_new_tokens=8).sample(out, prompts, 3, (0,)) == found
+    assert tokenizer("prompt ")["input_ids"] == load_tokenizer(out)("prompt ")["input_ids"]

@@ -13,6 +13,7 @@ import torch
 
 T = TypeVar("T")
 IGNORE = -100
+IN_CACHE = 1 << 20  # numbers worked on at once on CPU: 4 MiB of float32, which caches hold and the allocator keeps
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, output ids
 
 
@@ -74,14 +75,55 @@ def output_logprobs(model: Any, batch: Batch) -> torch.Tensor:
     # Logits of the column before each output token, and of the last, which predicts nothing. It is ignored by its
     # label, not cut off: the gradient of a cut is another tensor of the logits' size.
     labels_BC1 = torch.nn.functional.pad(labels_BC, (0, 1), value=IGNORE)
+    width = batch.ids_BT.shape[1]
+    # Columns by their numbers, not as a slice, of which torch would make a matmul a row with as many copies of the
+    # output layer wherever that layer is frozen: under an adapter
+    kept_C1 = torch.arange(width - columns - 1, width, device=batch.ids_BT.device)
     logits_BC1V = model(
         input_ids=batch.ids_BT,
         attention_mask=batch.mask_BT,
         position_ids=batch.position_BT,
         use_cache=False,
-        logits_to_keep=columns + 1,
-    ).logits[:, -columns - 1 :]
-    nll = torch.nn.functional.cross_entropy(
-        logits_BC1V.flatten(0, 1).float(), labels_BC1.flatten(), reduction="none", ignore_index=IGNORE
-    )
-    return -nll.view(rows, columns + 1)[:, :-1]
+        logits_to_keep=kept_C1,
+    ).logits
+    if logits_BC1V.shape[1] > columns + 1:  # a model that does not know logits_to_keep
+        logits_BC1V = logits_BC1V[:, -columns - 1 :]
+    logprobs_N = LabelLogprobs.apply(logits_BC1V.flatten(0, 1), labels_BC1.flatten())
+    return logprobs_N.view(rows, columns + 1)[:, :-1]
+
+
+class LabelLogprobs(torch.autograd.Function):
+    """``logits_NV``, ``labels_N`` → ``[N]`` float32: log-softmax at the label, 0 where it is ``IGNORE``.
+
+    The same as ``cross_entropy(logits.float(), labels, reduction="none")`` negated, which keeps three tensors of the
+    logits' size in float32. Here a few rows at a time go through the cache, forward and backward, and what is kept
+    are the logits as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        label_N1 = labels_N.clamp(min=0)[:, None]
+        total_N = torch.cat([some.float().logsumexp(-1) for some in _rows(logits_NV)])
+        ctx.save_for_backward(logits_NV, labels_N, total_N)
+        logprobs_N = logits_NV.gather(-1, label_N1)[:, 0].float() - total_N
+        return logprobs_N.masked_fill(labels_N == IGNORE, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """d log p(label) / d logits = onehot(label) - p."""
+        logits_NV, labels_N, total_N = ctx.saved_tensors
+        grad_N1 = grads[0].float().masked_fill(labels_N == IGNORE, 0.0)[:, None]
+        out_NV = torch.empty_like(logits_NV)
+        parts = zip(_rows(logits_NV), _rows(out_NV), strict=True)
+        at = 0
+        for logits_nV, out_nV in parts:
+            here = slice(at, at := at + len(logits_nV))
+            p_nV = (logits_nV.float() - total_N[here, None]).exp_().mul_(-grad_N1[here])
+            out_nV.copy_(p_nV.scatter_add_(-1, labels_N[here, None].clamp(min=0), grad_N1[here]))
+        return out_NV, None
+
+
+def _rows(tensor_NV: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A few rows at a time: on CPU so many as caches hold in float32."""
+    together = max(1, IN_CACHE // tensor_NV.shape[-1]) if tensor_NV.device.type == "cpu" else len(tensor_NV)
+    return tensor_NV.split(together)

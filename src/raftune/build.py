@@ -12,7 +12,7 @@ from typing import Any
 
 from . import pick
 from . import prompts as prompt_rules
-from .config import Recipe
+from .config import Recipe, TextRecipe
 from .errors import UserError
 from .protocols import Learner, Sampler, Select
 from .recipe import validated
@@ -54,6 +54,10 @@ class Parts:
     @cached_property
     def sources(self) -> Sampler:
         """What a round's candidates come from."""
+        if isinstance(self.recipe, TextRecipe) and self.recipe.sample.halving is not None:
+            if self.shards is not None:
+                raise UserError("sample.halving: a watched folder has what it has; leave it out")
+            return pick.halving(self.recipe, self.sampler, self.rewards, self.select)
         folder = None if self.folder is None else self.folder / "endpoint"
         return pick.sources(self.recipe.sample, self.beside, folder)
 
@@ -133,11 +137,13 @@ class Parts:
             if name in RESERVED or not name.isidentifier():
                 raise UserError(f"evaluate.also.{name}: figures of that name have another meaning; choose another")
             drawn = self.recipe.sample
-            for key in {"k", "prompts_per_round", "shard", "backend", "sources"} & config.sample.keys():
+            for key in {"k", "prompts_per_round", "shard", "backend", "sources", "halving"} & config.sample.keys():
                 raise UserError(f"evaluate.also.{name}.sample.{key}: does nothing there; k stands beside sample")
             if config.sample:
                 where = f"evaluate.also.{name}.sample"
-                drawn = validated(type(drawn), drawn.model_dump(exclude={"sources", "k"}) | config.sample, where)
+                drawn = validated(
+                    type(drawn), drawn.model_dump(exclude={"sources", "k", "halving"}) | config.sample, where
+                )
             asked = self.prompts.heldout
             if config.path is not None:
                 asked = tuple(read_prompts(self.recipe, config.path, None, self.beside)[0])

@@ -11,6 +11,7 @@ import typer
 from .commands import console, say_dropped
 from .errors import UserError
 from .exits import exits
+from .outlook import outlook
 from .preparation import preparation
 from .stages import stages
 from .studies import studies
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 app.add_typer(stages)
 app.add_typer(studies)
+app.add_typer(outlook)
 app.add_typer(preparation)
 
 

@@ -6,11 +6,13 @@ Paths in a recipe are looked for beside the recipe, then in the working director
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from .sources import HOW_ASKED, Source, SourceName
+from .sampling import ImageSampleConfig, SampleConfig, TextSampleConfig
+from .serving import HOW_SERVED
+from .sources import HOW_ASKED
 from .strict import Strict
 
 
@@ -41,76 +43,6 @@ class RewardConfig(Strict, frozen=True):
     normalise: Literal["none", "zscore"] = "none"
     label: str | None = None
     elsewhere: bool = False
-
-
-def _sum_of_sources(known: dict[str, Any]) -> int:
-    """``k`` where it is not given: that of the sources, a pool without one adding what it has."""
-    sources = known.get("sources")
-    return max(1, sum(source.k or 0 for source in sources.values())) if sources else 8
-
-
-class SampleConfig(Strict, frozen=True):
-    """``prompts_per_round``: b; ``k``: candidates per prompt (K); ``shard``: prompts between two writes to disk.
-    ``sources``: where candidates come from, by name; None: from the policy alone."""
-
-    sources: dict[SourceName, Source] | None = Field(default=None, min_length=1)
-    prompts_per_round: int = Field(default=32, ge=1)
-    k: int = Field(default_factory=_sum_of_sources, ge=1)
-    shard: int = Field(default=32, ge=1)
-    batch_rows: int | None = Field(default=None, ge=1)
-    backend: str
-
-    @field_validator("sources", mode="after")
-    @classmethod
-    def _one_policy(cls, sources: dict[str, Source] | None) -> dict[str, Source] | None:
-        if sum(source.use == "policy" for source in (sources or {}).values()) > 1:
-            raise ValueError("the policy can be a source once")
-        return sources
-
-    @field_validator("k", mode="after")
-    @classmethod
-    def _k_is_the_sum(cls, k: int, info: ValidationInfo) -> int:
-        if info.data.get("sources") and k != (total := _sum_of_sources(info.data)):
-            raise ValueError(f"is the sum of its sources, {total}; leave it out")
-        return k
-
-    def trial(self, samples: int) -> Self:
-        """The same with at most so many of each source."""
-        sources = {
-            name: source.model_copy(update={"k": min(source.k or samples, samples)})
-            for name, source in (self.sources or {}).items()
-        }
-        return self.model_copy(update={"sources": sources, "k": samples}) if sources else self
-
-
-class TextSampleConfig(SampleConfig, frozen=True):
-    """``temperature``: λ."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    top_k: int | None = Field(default=None, ge=1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_new_tokens: int = Field(default=64, ge=1)
-    stop: tuple[str, ...] = ()
-    backend: str = "text"
-
-
-class ImageSampleConfig(SampleConfig, frozen=True):
-    """What is None is the pipeline's own choice. ``scheduler``: a diffusers scheduler class that fits the model."""
-
-    height: int | None = Field(default=None, ge=1)
-    width: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    guidance: float | None = Field(default=None, ge=0)
-    negative_prompt: str | None = None
-    scheduler: str | None = None
-    backend: str = "image"
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _policy_alone(cls, sources: Any) -> Any:
-        if sources is not None:
-            raise ValueError("pictures come from the policy alone, for now; leave it out")
-        return sources
 
 
 class SelectConfig(Strict, frozen=True):
@@ -146,12 +78,15 @@ class LoraConfig(Strict, frozen=True):
 
 
 class TuneConfig(Strict, frozen=True):
+    """``optimizer_bits``: of AdamW's moments; 8 needs raftune[adamw-8bit]."""
+
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=8, ge=1)
     schedule: Literal["linear", "constant"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Literal["reset", "carry"] = "reset"
+    optimizer_bits: Literal[32, 8] = 32
     gradient_checkpointing: bool = False
     save_steps: int = Field(default=100, ge=1)
     backend: str
@@ -246,7 +181,8 @@ class Recipe(Strict, frozen=True):
         """What must not change between the sessions of a run, flat."""
         free = {"out", "keep", "rounds", "evaluate.patience", *(f"alarms.{name}" for name in AlarmsConfig.model_fields)}
         settings = flatten(self.model_dump(mode="json"))
-        return {key: value for key, value in settings.items() if key not in free and not HOW_ASKED.fullmatch(key)}
+        how = (HOW_ASKED, HOW_SERVED)
+        return {k: value for k, value in settings.items() if k not in free and not any(h.fullmatch(k) for h in how)}
 
 
 class TextRecipe(Recipe, frozen=True):

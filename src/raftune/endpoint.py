@@ -12,8 +12,10 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import interrupt, progress
 from .errors import UserError
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 MAX_WAIT = 8.0  # seconds between two tries, as the client's own
 OPENAI = "api.openai.com"
+T = TypeVar("T")
 Choice = tuple[str, str]  # text, finish reason
-Keep = Callable[[int, "Answer"], None]
+Job = Callable[["AsyncOpenAI"], Coroutine[Any, Any, T]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Answer:
     completion_tokens: int | None
 
 
-def _ignore(index: int, answer: Answer) -> None:
+def _ignore(index: int, brought: object) -> None:
     pass
 
 
@@ -68,7 +71,7 @@ class Endpoint:
 
     The key is read from the environment variable ``key_env`` and stands nowhere else; a server of your own (``url``)
     needs none. ``url`` None is OpenAI's. ``retries`` and ``timeout`` (seconds) are of one request; every try counts
-    among ``requests_per_minute``.
+    among ``requests_per_minute``. ``mend`` is what a user is told who gets no answer.
     """
 
     model: str
@@ -79,23 +82,26 @@ class Endpoint:
     timeout: float = 60.0
     requests_per_minute: int | None = None
     price: Price | None = None
+    mend: str = "what was collected is kept, the same command resumes"
 
-    def ask(self, requests: Sequence[Request], keep: Keep = _ignore) -> list[Answer]:
+    def ask(self, requests: Sequence[Request], keep: Callable[[int, Answer], None] = _ignore) -> list[Answer]:
         """The answers, in order; ``keep(index, answer)`` is called as each arrives.
 
         Raises:
             UserError: a request failed for good. Requests on their way are waited for and kept, no new one is sent.
             Interrupted: a signal asked for it; likewise.
         """
-        if not requests:
-            return []
         with progress.bar("ask", len(requests)) as advance:
 
             def kept(index: int, answer: Answer) -> None:
                 keep(index, answer)
                 advance(1)
 
-            return _run(self._ask(requests, kept))
+            return self.each([partial(self._answer, request=request) for request in requests], kept)
+
+    def each(self, jobs: Sequence[Job[T]], keep: Callable[[int, T], None]) -> list[T]:
+        """What these jobs bring, each of which gets the client; in order, as with :meth:`ask`."""
+        return _run(self._each(jobs, keep)) if jobs else []
 
     def cost(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
         """What so many tokens cost; None where price or tokens are not known."""
@@ -103,28 +109,39 @@ class Endpoint:
             return None
         return (prompt_tokens * self.price.input + completion_tokens * self.price.output) / 1e6
 
-    async def _ask(self, requests: Sequence[Request], keep: Keep) -> list[Answer]:
-        answers: dict[int, Answer] = {}
+    @contextmanager
+    def telling(self, tries: int = 0) -> Iterator[None]:
+        """A fault of the client becomes one line, after so many tries before those of the client itself."""
+        import openai
+
+        try:
+            yield
+        except openai.APIError as error:
+            retried = int(error.request.headers.get("x-stainless-retry-count", 0))
+            raise self._failed(tries + retried + 1, self._reason(error)) from None
+
+    async def _each(self, jobs: Sequence[Job[T]], keep: Callable[[int, T], None]) -> list[T]:
+        found: dict[int, T] = {}
         faults: list[UserError] = []
-        queue = iter(enumerate(requests))
+        queue = iter(enumerate(jobs))
 
         async def work(client: AsyncOpenAI) -> None:
             while not faults and not interrupt.requested() and (todo := next(queue, None)) is not None:
                 try:
-                    answer = await self._answer(client, todo[1])
+                    brought = await todo[1](client)
                 except UserError as fault:
                     faults.append(fault)
                 else:
-                    answers[todo[0]] = answer
-                    keep(todo[0], answer)
+                    found[todo[0]] = brought
+                    keep(todo[0], brought)
 
         async with self._client() as client:
-            await asyncio.gather(*(work(client) for _ in range(min(self.concurrency, len(requests)))))
+            await asyncio.gather(*(work(client) for _ in range(min(self.concurrency, len(jobs)))))
         if faults:
             raise faults[0]
-        if len(answers) < len(requests):
+        if len(found) < len(jobs):
             interrupt.check()
-        return [answers[index] for index in range(len(requests))]
+        return [found[index] for index in range(len(jobs))]
 
     async def _answer(self, client: AsyncOpenAI, request: Request) -> Answer:
         """Ask until all ``n`` texts are there: many servers ignore n. Only tries that bring nothing count."""
@@ -151,8 +168,6 @@ class Endpoint:
 
     async def _call(self, client: AsyncOpenAI, request: Request, n: int, calls: int, tries: int) -> Any:
         """One call; the client retries it as often as is left. Another call for the same draws from another seed."""
-        import openai
-
         patient = client.with_options(max_retries=self.retries - tries)
         # OpenAI's newer models refuse the one name of the limit, other servers do not know the other
         limit = "max_completion_tokens" if client.base_url.host == OPENAI else "max_tokens"
@@ -160,15 +175,12 @@ class Endpoint:
         options |= {"n": n} if n > 1 else {}
         options |= {} if request.seed is None else {"seed": (request.seed + calls) % 2**31}
         options |= {"stop": list(request.stop)} if request.stop else {}
-        try:
+        with self.telling(tries):
             if isinstance(request.messages, str):
                 options |= {"prompt": request.messages, "max_tokens": request.max_tokens}
                 return await patient.completions.with_raw_response.create(**options)
             options |= {"messages": [dict(turn) for turn in request.messages], limit: request.max_tokens}
             return await patient.chat.completions.with_raw_response.create(**options)
-        except openai.APIError as error:
-            retried = int(error.request.headers.get("x-stainless-retry-count", 0))
-            raise self._failed(tries + retried + 1, self._reason(error)) from None
 
     def _client(self) -> AsyncOpenAI:
         try:
@@ -204,7 +216,7 @@ class Endpoint:
         where = f" at {self.url}" if self.url else ""
         return UserError(
             f"endpoint {self.model}{where}: no answer after {tries} {'try' if tries == 1 else 'tries'}: {line[:300]}; "
-            "what was collected is kept, the same command resumes"
+            f"{self.mend}"
         )
 
 
@@ -248,7 +260,7 @@ def _sum(counts: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-def _run(work: Coroutine[Any, Any, list[Answer]]) -> list[Answer]:
+def _run(work: Coroutine[Any, Any, list[T]]) -> list[T]:
     """Here, or in a thread of its own where a loop already runs (a notebook)."""
     try:
         asyncio.get_running_loop()

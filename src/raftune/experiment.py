@@ -13,7 +13,7 @@ import yaml
 from . import alarms, files, pick, table
 from .build import Parts
 from .errors import UserError
-from .figures import part_means, said_of, selection
+from .figures import part_means, said_of, selection, spared
 from .ledger import ScoredTable
 from .loop import raft
 from .prompts import draw
@@ -110,6 +110,8 @@ class Experiment:
             figures["kl"] = figures.pop("reward/kl")  # of the policy that drew, from the initial one
         if tell := getattr(parts.sources, "figures", None):
             figures |= tell((parts.recipe.seed, number))
+        if getattr(parts.recipe.sample, "halving", None):
+            figures |= spared(scored, parts.recipe.sample.k)
         of_chosen = parts.modality.describe(chosen.candidates, None)
         run.log(
             number,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
+import numpy as np
+
 from .columns import columns_of, known, prompts_in, untold
 from .filters import Filtered
 from .protocols import Select
@@ -43,6 +45,12 @@ def standard_error(scored: Sequence[Scored], value: Value) -> float | None:
     if len(by_prompt) < 2:
         return None
     return stdev([mean(values) for values in by_prompt.values()]) / math.sqrt(len(by_prompt))
+
+
+def spared(scored: Sequence[Scored], k: int) -> dict[str, float]:
+    """``stopped_prompts``: those with fewer than ``k`` candidates; ``spared``: how many candidates were not drawn."""
+    counts_B = np.bincount(columns_of(scored).keys.prompt)
+    return {"stopped_prompts": int((counts_B < k).sum()), "spared": int((k - counts_B).sum())}
 
 
 def selection(scored: Sequence[Scored], select: Select) -> dict[str, float]:

@@ -10,7 +10,8 @@ import torch
 
 from . import progress
 from .batches import Pair, collate, output_logprobs, sizes, within_budget
-from .models import causal
+from .models import attend
+from .resident import causal
 from .tokens import encode_prompt, output_ids
 from .types import Candidate, Policy
 
@@ -35,6 +36,7 @@ def perplexity(policy: Policy, pairs: Sequence[Pair]) -> float:
 def _of_pairs(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, int]]:
     rows_with_output = [row for row, (_, output) in enumerate(pairs) if output]
     totals = [(0.0, 0)] * len(pairs)
+    attend(model, max((sum(sizes(pair)) for pair in pairs), default=0))
     with progress.bar("read", len(rows_with_output)) as advance, torch.inference_mode():
         for rows in within_budget(rows_with_output, lambda row: sizes(pairs[row]), BATCH_TOKENS):
             batch = collate([pairs[row] for row in rows], model.device)

@@ -1,6 +1,7 @@
 """Checkpoints in and out of memory: where they lie, on which device, in which precision; one at a time.
 
 A checkpoint is a transformers folder or hub id, a PEFT adapter folder (its base is loaded below it), or ``asset:NAME``.
+Policies that are LoRA adapters of one base share it: it is loaded once, and they stand beside its weights.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from . import assets
 from .errors import UserError
@@ -28,6 +36,7 @@ T = TypeVar("T")
 # transformers, PEFT, diffusers, a LoRA of diffusers
 DIFFUSERS = ("model_index.json", "pytorch_lora_weights.safetensors")
 CONFIGS = ("config.json", "adapter_config.json", *DIFFUSERS)
+SHORT = 256  # tokens: the scores that 4,096 tokens keep for the backward pass are then 8 MB a head and layer, at most
 Tokenizer = Any  # PreTrainedTokenizerBase, whose own annotations do not tell ids from text
 
 
@@ -54,6 +63,14 @@ def glibc() -> ctypes.CDLL | None:
     except (OSError, AttributeError):  # another C library
         return None
     return library
+
+
+def trim() -> None:
+    """Hand freed memory back: what one stage left does not fit the next."""
+    if (library := glibc()) is not None:
+        library.malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def compute_dtype(where: torch.device) -> torch.dtype:
@@ -149,6 +166,19 @@ def load_config(policy: Policy) -> Any:
     return loading(folder, lambda: AutoConfig.from_pretrained(folder))
 
 
+def load_generation_config(policy: Policy) -> GenerationConfig:
+    """What the model says of generating, its end-of-sequence tokens above all; an adapter's is its base's."""
+    folder = of_text(policy)
+    base = adapter_base(folder)
+    if base is not None:
+        return load_generation_config(base)
+    try:
+        with quiet():
+            return GenerationConfig.from_pretrained(folder)
+    except OSError:  # it has no file of its own
+        return GenerationConfig.from_model_config(load_config(folder))
+
+
 def load_model(
     policy: Policy, dtype: torch.dtype, model_class: Any = AutoModelForCausalLM, **options: Any
 ) -> PreTrainedModel:
@@ -166,6 +196,19 @@ def load_model(
     return model.to(device()).eval()
 
 
+def attend(model: PreTrainedModel, longest: int) -> None:
+    """Ready ``model`` to read sequences of so many tokens at most.
+
+    On CPU torch's fused attention takes 1.5 to 6 times as long in bfloat16 as plain matmuls do (docs/log.md). These
+    keep every score, so they are for what is short.
+    """
+    plain = model.device.type == "cpu" and compute_dtype(model.device) == torch.bfloat16 and longest <= SHORT
+    for choice in ("eager", "sdpa") if plain else ("sdpa", "eager"):
+        with contextlib.suppress(ValueError, ImportError):  # an architecture that has only one of them
+            model.set_attn_implementation(choice)
+            break
+
+
 def loading(folder: str, load: Callable[[], T]) -> T:
     """What ``load`` makes; UserError in one line where a library cannot."""
     try:
@@ -174,45 +217,3 @@ def loading(folder: str, load: Callable[[], T]) -> T:
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model: {folder} does not load: {line}") from error
-
-
-class Resident:
-    """The one model in memory. Whoever asks for another gets it loaded and the one before freed."""
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._value: Any = None
-
-    def get(self, policy: Policy, kind: str, load: Callable[[], T]) -> T:
-        """What ``load`` made for this checkpoint and kind; made anew if the files of the checkpoint changed."""
-        key = (kind, _state(policy))
-        if self._key != key:
-            self.free()
-            self._value = load()
-            self._key = key
-        return self._value
-
-    def free(self) -> None:
-        """Let the model go, and between stages hand freed memory back, so that their peaks do not add up."""
-        self._key = self._value = None
-        if (library := glibc()) is not None:
-            library.malloc_trim(0)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _state(policy: Policy) -> tuple[object, ...]:
-    folder = Path(str(policy))
-    if not folder.is_dir():
-        return (str(policy),)
-    found = [(str(entry), entry.stat()) for entry in sorted(folder.rglob("*")) if entry.is_file()]
-    stats = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in found]
-    return (str(folder.resolve()), *stats)
-
-
-resident = Resident()
-
-
-def causal(policy: Policy) -> tuple[PreTrainedModel, Tokenizer]:
-    """The policy for inference, resident: sampling and evaluating it in turn load it once."""
-    return resident.get(policy, "causal", lambda: (load_model(policy, compute_dtype(device())), load_tokenizer(policy)))

@@ -16,7 +16,8 @@ from diffusers.utils import logging
 from safetensors import safe_open
 
 from .errors import UserError
-from .models import compute_dtype, device, glibc, loading, locate, quiet, resident
+from .models import compute_dtype, device, glibc, loading, locate, quiet
+from .resident import resident
 from .types import Policy
 
 LORA = "pytorch_lora_weights.safetensors"

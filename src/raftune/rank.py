@@ -152,7 +152,10 @@ class Floor:
     floor: float
 
     def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
-        return self.rule(Above(self.floor)(scored), seed)
+        above = Above(self.floor)
+        if isinstance(self.rule, Best):  # the same choice; but ties are judged among all, not among what passes
+            return above(self.rule(scored, seed))
+        return self.rule(above(scored), seed)
 
 
 def _share(count: int, fraction: float) -> int:

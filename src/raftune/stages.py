@@ -32,6 +32,8 @@ RewardOption = Annotated[
     ),
 ]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Text: new tokens at most (64).")]
+Backend = Annotated[str | None, typer.Option(help="Text: what draws: text, vllm (docs/vllm.md), module:Class.")]
+Url = Annotated[str | None, typer.Option(help="Text: the `vllm serve` that draws, with --backend vllm.")]
 Side = Annotated[int | None, typer.Option(min=1, help="Pictures: pixels.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Pictures: steps of the scheduler.")]
 Guidance = Annotated[float | None, typer.Option(help="Pictures: classifier-free guidance.")]
@@ -50,6 +52,8 @@ def sample(
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text: stop string; may be repeated.")] = None,
+    backend: Backend = None,
+    url: Url = None,
     height: Side = None,
     width: Side = None,
     steps: Steps = None,
@@ -69,6 +73,8 @@ def sample(
         "top_k": top_k,
         "top_p": top_p,
         "stop": tuple(stop) if stop else None,
+        "backend": backend,
+        "url": url,
         "height": height,
         "width": width,
         "steps": steps,
@@ -231,6 +237,8 @@ def evaluate(
     initial: Annotated[str | None, typer.Option(help="Perplexity and KL are against this policy.")] = None,
     k: Annotated[int, typer.Option(min=1)] = 1,
     max_new_tokens: Tokens = None,
+    backend: Backend = None,
+    url: Url = None,
     height: Side = None,
     width: Side = None,
     steps: Steps = None,
@@ -248,6 +256,8 @@ def evaluate(
 
     options = {
         "max_new_tokens": max_new_tokens,
+        "backend": backend,
+        "url": url,
         "height": height,
         "width": width,
         "steps": steps,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .errors import UserError
 from .models import Tokenizer
 from .types import Message, Prompt, Text
+
+Content = str | tuple[Message, ...]  # a prompt's
 
 # The template of classifiers that bring none, in the form of Anthropic's dialogues
 PLAIN_CHAT = (
@@ -68,16 +72,27 @@ def encode_demonstration(
     return ids[:1], [*ids[1:], *end]
 
 
-def encode_answered(tokenizer: Tokenizer, content: str | tuple[Message, ...], answer: str) -> list[int]:
+def encode_answered(tokenizer: Tokenizer, content: Content, answer: str) -> list[int]:
     """A prompt with its answer, as a classifier is trained on it and scores it: a chat through the classifier's own
     template with the answer as the last turn, a text joined with it."""
-    if isinstance(content, str):
-        return _one_bos(tokenizer, tokenizer(content + answer)["input_ids"])
-    if not tokenizer.chat_template:
+    return encode_answers(tokenizer, [(content, answer)])[0]
+
+
+def encode_answers(tokenizer: Tokenizer, answered: Sequence[tuple[Content, str]]) -> list[list[int]]:
+    """:func:`encode_answered` of many: a fast tokenizer is called once and takes every core."""
+    texts = [content + answer for content, answer in answered if isinstance(content, str)]
+    chats = [
+        [*map(dict, content), {"role": "assistant", "content": answer}]
+        for content, answer in answered
+        if not isinstance(content, str)
+    ]
+    if chats and not tokenizer.chat_template:
         raise UserError(
             "reward: chat messages need a classifier with a chat template; train it on chats, or give `prompt` as text"
         )
-    return _chat(tokenizer, (*content, {"role": "assistant", "content": answer}))
+    of_texts = iter(tokenizer(texts)["input_ids"] if texts else ())
+    of_chats = iter(tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"] if chats else ())
+    return [_one_bos(tokenizer, next(of_texts if isinstance(content, str) else of_chats)) for content, _ in answered]
 
 
 def _chat(tokenizer: Tokenizer, messages: tuple[Message, ...], add_generation_prompt: bool = False) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import interrupt, progress
 from ..likelihood import fits, logprobs
-from ..models import causal
+from ..resident import causal
 from ..types import Candidate, Prompt, Text
 
 AT_ONCE = 16  # questions between two looks at the clock and the signals

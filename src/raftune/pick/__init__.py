@@ -4,7 +4,7 @@ Torch is imported only inside these functions, when a part needs it, so that rea
 """
 
 from .modalities import Modality, modality, modality_in, modality_of, token_counter
-from .parts import learner, pool, reward_learner, sampler, select, source, sources
+from .parts import halving, learner, pool, reward_learner, sampler, select, source, sources
 from .places import beside_of, model
 from .scorers import calibration, judge, kl_shaped, perplexity, reward, rewards
 
@@ -12,6 +12,7 @@ __all__ = [
     "Modality",
     "beside_of",
     "calibration",
+    "halving",
     "judge",
     "kl_shaped",
     "learner",

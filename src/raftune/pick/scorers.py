@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from ..evaluate.judge import Judge
 
 
+MODELS = {  # what loads one
+    *("classifier", "classified", "clip", "pickscore", "aesthetic", "imagereward", "image-classifier", "correct")
+}
+
+
+def is_model(use: str) -> bool:
+    """Does this reward take the place of the policy in memory? A user's function is not asked."""
+    return use.partition(":")[0] in MODELS
+
+
 def rewards(configs: Sequence[RewardConfig], beside: Path = Path()) -> Rewards:
     elsewhere, here = ([c.use for c in configs if c.elsewhere is where] for where in (True, False))
     if elsewhere and here:

@@ -15,7 +15,8 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from ..errors import UserError
-from ..models import Tokenizer, compute_dtype, device, load_image_processor, load_model, load_tokenizer, quiet, resident
+from ..models import Tokenizer, compute_dtype, device, load_image_processor, load_model, load_tokenizer, quiet
+from ..resident import resident
 from ..types import Candidate
 from .pictures import in_batches, text_of
 

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..errors import UserError
-from ..models import load_image_processor, load_model, quiet, resident
+from ..models import load_image_processor, load_model, quiet
+from ..resident import resident
 from ..types import Candidate
 from .clip import encoder_dtype
 from .pictures import in_batches

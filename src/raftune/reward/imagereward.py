@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UserError
-from ..models import device, resident
+from ..models import device
+from ..resident import resident
 from ..types import Candidate
 from .pictures import in_batches, text_of
 

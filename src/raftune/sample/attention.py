@@ -19,13 +19,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "raftune_shared_prefix"
-BLOCK = 64  # suffix positions allocated at a time
+BLOCK = 16  # suffix positions allocated at a time
 
 
 class SharedPrefix:
-    """The prompts' keys and values and which rows belong to which prompt."""
+    """The prompts' keys and values, which rows belong to which prompt, and the rows' own ``suffix``, empty at first,
+    for at most ``capacity`` new tokens of each."""
 
-    def __init__(self, cache: DynamicCache, mask_BP: torch.Tensor, owner_N: torch.Tensor) -> None:
+    def __init__(self, cache: DynamicCache, mask_BP: torch.Tensor, owner_N: torch.Tensor, capacity: int) -> None:
         self.keys, self.values = [], []
         for layer in cache.layers:
             if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
@@ -34,6 +35,7 @@ class SharedPrefix:
             self.values.append(layer.values)
         self.hidden_B11P = ~mask_BP.bool()[:, None, None, :]
         self.masked = bool(self.hidden_B11P.any())
+        self.suffix = SuffixCache(len(self.keys), capacity)
         self._arrange(owner_N)
 
     def _arrange(self, owner_N: torch.Tensor) -> None:
@@ -53,6 +55,7 @@ class SharedPrefix:
             self.keys = [k.index_select(0, alive_B) for k in self.keys]
             self.values = [v.index_select(0, alive_B) for v in self.values]
             self.hidden_B11P = self.hidden_B11P.index_select(0, alive_B)
+        self.suffix.keep(rows)
         self._arrange(owner_N)
 
     def group(self, rows_NHGD: torch.Tensor) -> torch.Tensor:
@@ -76,7 +79,11 @@ class SharedPrefix:
 
 
 class SuffixLayer(CacheLayerMixin):
-    """A layer's keys and values of the continuations only, ``[N, Hkv, t, D]``, written in place."""
+    """A layer's keys and values of the continuations only, ``[N, Hkv, t, D]``, written in place.
+
+    ``update`` returns whole blocks, the places not written yet among them: a batched matmul takes a packed tensor as
+    it lies, but would copy a slice of it, every step. What is not written is zero, and ``length`` tells how much is.
+    """
 
     is_sliding = False
 
@@ -93,7 +100,7 @@ class SuffixLayer(CacheLayerMixin):
     def _grown(self, held: torch.Tensor) -> torch.Tensor:
         """One more block, with what is held at its beginning."""
         rows, heads, taken, width = held.shape
-        room = held.new_empty(rows, heads, min(self.capacity, taken + BLOCK), width)
+        room = held.new_zeros(rows, heads, min(self.capacity, taken + BLOCK), width)
         room[:, :, :taken] = held
         return room
 
@@ -107,7 +114,7 @@ class SuffixLayer(CacheLayerMixin):
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only."""
@@ -125,7 +132,7 @@ class SuffixLayer(CacheLayerMixin):
 
 
 class SuffixCache(Cache):
-    """The continuations' own keys and values, empty at first, for at most ``capacity`` new tokens of each row."""
+    """The continuations' own keys and values in all layers."""
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.own = [SuffixLayer(capacity) for _ in range(layers)]
@@ -168,6 +175,7 @@ def shared_prefix_attention(
     if shared_prefix.masked:
         prefix_BHQP = prefix_BHQP.masked_fill(shared_prefix.hidden_B11P, torch.finfo(prefix_BHQP.dtype).min)
     suffix_NHGt = query_NHGD @ key.transpose(2, 3)
+    suffix_NHGt[..., shared_prefix.suffix.get_seq_length(module.layer_idx) :] = torch.finfo(suffix_NHGt.dtype).min
     scores = torch.cat([shared_prefix.ungroup(prefix_BHQP, group), suffix_NHGt], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..models import Tokenizer
-from .attention import SharedPrefix, SuffixCache
+from .attention import SharedPrefix
 from .draw import Temper, draw
 
 COMPACT_BELOW = 0.9  # rows leave the batch once fewer than this share of them still decode
@@ -52,6 +52,13 @@ class Drawn:
     stopped: bool
 
 
+def eos_ids(tokenizer: Tokenizer, generation: GenerationConfig | None) -> list[int]:
+    """The end-of-sequence tokens of tokenizer and model."""
+    listed = generation.eos_token_id if generation else None
+    ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return sorted({int(one) for one in ids if one is not None})
+
+
 @dataclass(frozen=True)
 class Stop:
     """When a row is finished: an end-of-sequence token or a stop string at its end."""
@@ -62,10 +69,8 @@ class Stop:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Tokenizer, strings: Sequence[str]) -> Stop:
         """The end-of-sequence tokens of model and tokenizer, and these strings."""
-        listed = model.generation_config.eos_token_id if model.generation_config else None
-        ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
         return cls(
-            sorted({int(one) for one in ids if one is not None}),
+            eos_ids(tokenizer, model.generation_config),
             StopStringCriteria(tokenizer, list(strings)) if strings else None,
         )
 
@@ -104,7 +109,7 @@ def decode_shared(
         position_ids=position_BP,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=torch.tensor([ids_BP.shape[1] - 1], device=model.device),  # as in batches.output_logprobs
     ).logits[:, -1]
 
     owner_N = torch.tensor(work.owner, device=model.device)
@@ -115,8 +120,7 @@ def decode_shared(
     length_N = torch.full_like(owner_N, steps)
     stopped_N = torch.zeros_like(owner_N, dtype=torch.bool)
     next_position_N = mask_BP.sum(-1)[owner_N]
-    prefix = SharedPrefix(cache, mask_BP, owner_N)
-    suffix = SuffixCache(len(prefix.keys), steps)
+    prefix = SharedPrefix(cache, mask_BP, owner_N, capacity=steps)
 
     logits_NV = logits_BV[owner_N]
     for step in range(steps):
@@ -136,13 +140,12 @@ def decode_shared(
             keep = live_N.nonzero()[:, 0]
             rows_N, token_N, next_position_N = rows_N[keep], token_N[keep], next_position_N[keep]
             prefix.keep(keep)
-            suffix.keep(keep)
         logits_NV = model(
             input_ids=token_N[:, None],
             position_ids=next_position_N[:, None],
             # Four dimensions: transformers hands it through as it is. The real mask travels in the prefix.
             attention_mask=prefix.hidden_B11P,
-            past_key_values=suffix,
+            past_key_values=prefix.suffix,
             use_cache=True,
             logits_to_keep=1,
             shared_prefix=prefix,

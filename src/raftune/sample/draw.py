@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..types import digest
 
 BLOCK = 256
+IN_CACHE = 1 << 20  # probabilities worked on at once on CPU: 4 MiB, which caches hold and the allocator keeps
 HEAD = 1024  # how many of the most likely tokens are looked at before the whole vocabulary is sorted for top-p
 
 
@@ -58,17 +59,24 @@ def draw(logits_NV: torch.Tensor, uniform_N: torch.Tensor, temper: Temper) -> tu
     Returns ``tokens_N`` (int64) and ``logprobs_N`` (float32, nats): the log-probability of the token under the
     softmax of the logits as they are, before temperature and truncation.
     """
-    top_N = logits_NV.amax(-1, keepdim=True).float()
-    if not bool(top_N.isfinite().all()):
+    rows, vocabulary = logits_NV.shape
+    together = max(1, IN_CACHE // vocabulary) if logits_NV.device.type == "cpu" else rows
+    parts = zip(logits_NV.split(together), uniform_N.split(together), strict=True)
+    drawn = [_draw(logits_nV, uniform_n, temper) for logits_nV, uniform_n in parts]
+    tokens_N, logprobs_N = (torch.cat(column) for column in zip(*drawn, strict=True))
+    if not bool(logprobs_N.isfinite().all()):
         raise UserError("sample: the model's logits are not numbers; are its weights? (a diverged tuning leaves such)")
+    return tokens_N, logprobs_N
+
+
+def _draw(logits_NV: torch.Tensor, uniform_N: torch.Tensor, temper: Temper) -> tuple[torch.Tensor, torch.Tensor]:
     if temper.top_k == 1:
         tokens_N = logits_NV.argmax(-1)
         return tokens_N, _logprob(logits_NV, tokens_N)
-    weights_NV = _weights(logits_NV, top_N, temper)
+    weights_NV = _weights(logits_NV, temper)
     tokens_N = _invert(weights_NV, uniform_N)
-    if temper == Temper(temperature=1.0):  # the sum is at hand: no second pass over V
-        picked_N = logits_NV.gather(-1, tokens_N[:, None])[:, 0].float() - top_N[:, 0]
-        return tokens_N, picked_N - weights_NV.sum(-1).log()
+    if temper == Temper(temperature=1.0):  # the probability is at hand: no second pass over V
+        return tokens_N, weights_NV.gather(-1, tokens_N[:, None])[:, 0].log()
     return tokens_N, _logprob(logits_NV, tokens_N)
 
 
@@ -76,23 +84,17 @@ def _logprob(logits_NV: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
     return logits_NV.gather(-1, tokens_N[:, None])[:, 0].float() - logits_NV.float().logsumexp(-1)
 
 
-def _weights(logits_NV: torch.Tensor, top_N: torch.Tensor, temper: Temper) -> torch.Tensor:
-    """Unnormalised probabilities, V padded with zeros to whole blocks."""
-    rows, vocabulary = logits_NV.shape
-    padded = -(-vocabulary // BLOCK) * BLOCK
-    buffer_NV = torch.empty(rows, padded, dtype=torch.float32, device=logits_NV.device)
-    buffer_NV[:, vocabulary:] = 0.0
-    weights_NV = buffer_NV[:, :vocabulary]
-    torch.sub(logits_NV, top_N, out=weights_NV)  # half-precision logits become float32 on the way
-    if temper.temperature != 1.0:
-        weights_NV.div_(temper.temperature)
-    weights_NV.exp_()
-    if temper.top_k is not None and temper.top_k < vocabulary:
+def _weights(logits_NV: torch.Tensor, temper: Temper) -> torch.Tensor:
+    """Probabilities, zero where a token is cut off (then they sum to less than 1), V padded to whole blocks."""
+    tempered_NV = logits_NV if temper.temperature == 1.0 else logits_NV.float() / temper.temperature
+    weights_NV = torch.softmax(tempered_NV, dim=-1, dtype=torch.float32)
+    if temper.top_k is not None and temper.top_k < weights_NV.shape[-1]:
         floor_N = weights_NV.topk(temper.top_k, dim=-1).values[:, -1:]
         weights_NV.masked_fill_(weights_NV < floor_N, 0.0)
     if temper.top_p is not None and temper.top_p < 1:
         weights_NV.masked_fill_(weights_NV < _nucleus_floor(weights_NV, temper.top_p), 0.0)
-    return buffer_NV
+    missing = -weights_NV.shape[-1] % BLOCK
+    return torch.nn.functional.pad(weights_NV, (0, missing)) if missing else weights_NV
 
 
 def _nucleus_floor(weights_NV: torch.Tensor, top_p: float) -> torch.Tensor:

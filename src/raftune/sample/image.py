@@ -62,6 +62,18 @@ class ImageSampler:
         rows = [(row, index) for row in range(len(prompts)) for index in range(k)]
         return [Candidate(prompts[row], index, drawn[row, index], self.source) for row, index in rows]
 
+    def planned(self, policy: Policy, lengths: Sequence[int], k: int) -> list[list[Row]]:
+        """The batches of (prompt, index) in which ``k`` pictures of so many prompts are denoised."""
+        pipe = resident_pipeline(policy)
+        at_once = self.batch_rows or rows_of(pipe, self._call(pipe))
+        rows = [(row, index) for row in range(len(lengths)) for index in range(k)]
+        return [rows[at : at + at_once] for at in range(0, len(rows), at_once)]
+
+    def passes(self, policy: Policy) -> int:
+        """Steps of the scheduler that a picture takes."""
+        call = inspect.signature(resident_pipeline(policy).__call__).parameters
+        return self.steps or call["num_inference_steps"].default
+
     def _draw(
         self, pipe: Any, prompts: Sequence[Prompt], texts: Sequence[str], k: int, seed: tuple[object, ...]
     ) -> dict[Row, Picture]:

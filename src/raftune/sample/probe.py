@@ -50,7 +50,7 @@ def unshareable(model: PreTrainedModel, length: int) -> str:
     key = (type(model), model.config.to_json_string() + str(model.dtype))
     if key not in _verdicts:
         _verdicts[key] = _probe(model)
-        _restore_attention(model)
+        restore(model)
     return _verdicts[key]
 
 
@@ -60,7 +60,7 @@ def _probe(model: PreTrainedModel) -> str:
     try:
         model.set_attn_implementation(NAME)
         drawn = decode_shared(model, work, Temper(), NEVER)
-        _restore_attention(model)
+        restore(model)
         expected = [
             _forward_logprobs(model, prompt_ids[own], one.token_ids) for own, one in zip(owner, drawn, strict=True)
         ]
@@ -76,7 +76,8 @@ def _probe(model: PreTrainedModel) -> str:
     )
 
 
-def _restore_attention(model: PreTrainedModel) -> None:
+def restore(model: PreTrainedModel) -> None:
+    """The attention that it was loaded with: what reads or tunes it next finds it as new."""
     try:
         model.set_attn_implementation("sdpa")
     except (ValueError, ImportError):

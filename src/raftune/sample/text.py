@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from .. import progress
 from ..errors import UserError
-from ..models import Tokenizer, causal
+from ..models import Tokenizer
+from ..resident import causal
 from ..tokens import encode_prompt
 from ..types import Candidate, Policy, Prompt, Text
 from .decode import Drawn, Stop, Work, decode_generate, decode_shared
 from .draw import Temper, uniforms
-from .probe import prepare
+from .probe import prepare, restore
 
 MAX_ROWS = {"cpu": 256, "mps": 256, "cuda": 1024}  # where more rows no longer make a step cheaper per row
 CACHE_SHARE = {"cpu": 0.1, "mps": 0.3, "cuda": 0.3}  # of all memory, for keys and values
@@ -45,8 +46,11 @@ class TextSampler:
     def temper(self) -> Temper:
         return Temper(self.temperature, self.top_k, self.top_p)
 
-    def sample(self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...]) -> list[Candidate]:
-        """``k`` candidates of each prompt, in order; see :class:`raftune.protocols.Sampler`."""
+    def sample(
+        self, policy: Policy, prompts: Sequence[Prompt], k: int, seed: tuple[object, ...], first: int = 0
+    ) -> list[Candidate]:
+        """``k`` candidates of each prompt, in order, the first with the index ``first``; see
+        :class:`raftune.protocols.Sampler`."""
         if k < 1:
             raise UserError(f"sample.k: {k} candidates per prompt; at least 1 is needed")
         if not prompts:
@@ -54,8 +58,9 @@ class TextSampler:
         model, tokenizer = causal(policy)
         stop = Stop.of(model, tokenizer, self.stop)
         ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        self._fit(model, prompts, ids)
-        pairs = [(row, index) for row in range(len(prompts)) for index in range(k)]
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        check_length(prompts, [len(one) for one in ids], self.max_new_tokens, limit)
+        pairs = [(row, index) for row in range(len(prompts)) for index in range(first, first + k)]
         found: dict[tuple[int, int], Drawn] = {}
         with progress.bar("decode", len(pairs) * self.max_new_tokens) as advance:
             for batch in plan(
@@ -67,7 +72,15 @@ class TextSampler:
                 work = Work([ids[row] for row in rows], owner, uniforms(addresses, self.max_new_tokens))
                 drawn = self._decode(model, work, stop, advance)
                 found.update(zip(batch, drawn, strict=True))
-        return [self._candidate(tokenizer, prompts[row], index, found[row, index]) for row, index in pairs]
+        return [
+            candidate(tokenizer, prompts[row], index, found[row, index], self.stop, self.source) for row, index in pairs
+        ]
+
+    def planned(self, policy: Policy, lengths: Sequence[int], k: int) -> list[list[tuple[int, int]]]:
+        """The batches of (prompt, index) in which ``k`` candidates of prompts of these lengths (tokens) are decoded."""
+        model, _ = causal(policy)
+        pairs = [(row, index) for row in range(len(lengths)) for index in range(k)]
+        return plan(pairs, lengths, self._rows(model), self._tokens(model), self.max_new_tokens)
 
     def _decode(
         self,
@@ -78,21 +91,14 @@ class TextSampler:
     ) -> list[Drawn]:
         longest = max(len(one) for one in work.prompt_ids) + work.uniforms_NT.shape[1]
         if prepare(model, longest):
-            return decode_shared(model, work, self.temper, stop, advance)
+            try:
+                return decode_shared(model, work, self.temper, stop, advance)
+            finally:
+                restore(model)
         return decode_generate(model, work, self.temper, stop, advance)
 
     def _rows(self, model: PreTrainedModel) -> int:
         return self.batch_rows or MAX_ROWS[model.device.type]
-
-    def _fit(self, model: PreTrainedModel, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]]) -> None:
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(range(len(ids)), key=lambda row: len(ids[row]))
-        length = len(ids[longest])
-        if limit is not None and length + self.max_new_tokens > limit:
-            raise UserError(
-                f"sample: prompt {prompts[longest].id!r} has {length} tokens; with {self.max_new_tokens} new ones it "
-                f"passes the model's {limit}; lower prompts.max_tokens or sample.max_new_tokens"
-            )
 
     def _tokens(self, model: PreTrainedModel) -> int:
         """How many tokens' keys and values fit. From all memory, not what is free now: the same batches every time."""
@@ -102,17 +108,32 @@ class TextSampler:
         heads = getattr(config, "num_key_value_heads", None) or query_heads
         width = getattr(config, "head_dim", None) or hidden // query_heads
         per_token = max(1, 2 * layers * heads * width) * model.dtype.itemsize
-        return max(1, int(_memory(model.device) * CACHE_SHARE[model.device.type] / per_token))
-
-    def _candidate(self, tokenizer: Tokenizer, prompt: Prompt, index: int, drawn: Drawn) -> Candidate:
-        text = tokenizer.decode(drawn.token_ids, skip_special_tokens=True)
-        for string in self.stop if drawn.stopped else ():
-            text = text.split(string, 1)[0]
-        output = Text(text, drawn.token_ids, drawn.logprobs, "stop" if drawn.stopped else "length")
-        return Candidate(prompt, index, output, self.source, sum(drawn.logprobs))
+        return max(1, int(memory_of(model.device) * CACHE_SHARE[model.device.type] / per_token))
 
 
-def _memory(where: torch.device) -> int:
+def check_length(prompts: Sequence[Prompt], lengths: Sequence[int], new: int, limit: int | None) -> None:
+    """UserError where a prompt of so many tokens leaves no room for ``new`` ones below the model's ``limit``."""
+    longest = max(range(len(lengths)), key=lambda row: lengths[row])
+    if limit is not None and lengths[longest] + new > limit:
+        raise UserError(
+            f"sample: prompt {prompts[longest].id!r} has {lengths[longest]} tokens; with {new} new ones it "
+            f"passes the model's {limit}; lower prompts.max_tokens or sample.max_new_tokens"
+        )
+
+
+def candidate(
+    tokenizer: Tokenizer, prompt: Prompt, index: int, drawn: Drawn, stop: Sequence[str], source: str
+) -> Candidate:
+    """What was drawn as a candidate: its text ends where a stop string begins."""
+    text = tokenizer.decode(drawn.token_ids, skip_special_tokens=True)
+    for string in stop if drawn.stopped else ():
+        text = text.split(string, 1)[0]
+    output = Text(text, drawn.token_ids, drawn.logprobs, "stop" if drawn.stopped else "length")
+    return Candidate(prompt, index, output, source, sum(drawn.logprobs))
+
+
+def memory_of(where: torch.device) -> int:
+    """All the memory there is, in bytes: not what is free now, which is another every time."""
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[1]
     import psutil

@@ -18,7 +18,6 @@ from diffusers.models.embeddings import LabelEmbedding
 
 from .. import files
 from ..errors import UserError
-from ..models import resident
 from ..pipelines import (
     INDEX,
     LORA,
@@ -32,6 +31,7 @@ from ..pipelines import (
     scheduler_config,
     silent,
 )
+from ..resident import resident
 from ..types import Policy, Scored, digest, seed_of
 from .lesson import Lesson, alike, checked_family, prepare
 from .lora import Lora
@@ -130,10 +130,11 @@ class ImageLearner(Options):
                 dropped = [float(torch.rand(1, generator=own)) < self.caption_dropout for own in generators]
                 prompts = [lesson.null if drop else row for row, drop in zip(prompts, dropped, strict=True)]
             conditions = {name: tensor[prompts].to(where) for name, tensor in lesson.conditions.items()}
-            answer_BCHW = lesson.family.predict(
-                session.prepared, task.noisy_BCHW, task.timesteps_B, conditions, lesson.factor
-            )
-            loss += session.backward(task.loss(answer_BCHW) / len(step))
+            with session.autocast():
+                answer_BCHW = lesson.family.predict(
+                    session.prepared, task.noisy_BCHW, task.timesteps_B, conditions, lesson.factor
+                )
+            loss += session.backward(task.loss(answer_BCHW.float()) / len(step))
         return loss
 
     def _make_trainable(self, denoiser: Any, name: str, pipeline: str, adapter: str | None) -> None:

@@ -31,7 +31,8 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from .. import files, interrupt, progress
 from ..errors import UserError
-from ..models import Tokenizer, adapter_base, compute_dtype, device, load_model, locate, quiet, resident
+from ..models import Tokenizer, adapter_base, compute_dtype, device, load_model, locate, quiet
+from ..resident import resident
 from ..types import Policy, digest, seed_of
 
 IDENTITY = "identity.json"

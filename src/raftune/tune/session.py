@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +23,16 @@ from .. import files, interrupt, progress
 from ..errors import UserError
 from ..models import device, quiet
 from ..types import Policy
+from .optimizer import FILE, adamw, carry_on
 
 log = logging.getLogger("raftune")
-OPTIMIZER = "optimizer.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every learner lets its user choose. ``batch_size``: outputs of an optimiser step; ``optimizer``: AdamW's
-    moments start anew each round, or are carried on; ``save_steps``: steps between two states on disk."""
+    moments start anew each round, or are carried on; ``optimizer_bits``: of each moment; ``save_steps``: steps between
+    two states on disk."""
 
     learning_rate: float = 2e-5
     batch_size: int = 8
@@ -38,6 +40,7 @@ class Options:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     optimizer: Literal["reset", "carry"] = "reset"
+    optimizer_bits: Literal[32, 8] = 32
     gradient_checkpointing: bool = False
     save_steps: int = 100
 
@@ -46,7 +49,7 @@ class Session:
     """One tuning: the model being trained, where it stands, and its state on disk.
 
     ``total``: optimiser steps. ``identity``: changes with everything that shapes the result; the state of another
-    tuning is not taken up. ``mixed``: autocast to bfloat16.
+    tuning is not taken up. ``mixed``: forward passes belong into ``autocast()``, which makes them bfloat16.
     """
 
     def __init__(
@@ -54,16 +57,18 @@ class Session:
     ) -> None:
         self.options, self.total, self.identity, self.folder = options, total, identity, out.parent
         self.state = out.parent / f"{out.name}.tuning"
-        self.accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=device().type == "cpu")
+        where = device().type
+        # Autocast is ours: Accelerate's also makes a float32 copy of what the model returns, which are the logits
+        self.accelerator = Accelerator(mixed_precision="no", cpu=where == "cpu")
+        self.autocast = partial(torch.autocast, where, torch.bfloat16, enabled=mixed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=device().type != "mps"
-        )
-        before = Path(str(policy)).parent / OPTIMIZER
+        self.frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        self.accelerator.register_save_state_pre_hook(partial(_leave_out, self.frozen))
+        rate, decay = options.learning_rate, options.weight_decay
+        optimizer = adamw(self.parameters, rate, decay, options.optimizer_bits)
+        before = Path(str(policy)).parent / FILE
         if options.optimizer == "carry" and before.exists():
-            optimizer.load_state_dict(torch.load(before, weights_only=True))
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = options.learning_rate
+            carry_on(optimizer, before, rate)
         scheduler = get_scheduler(options.schedule, optimizer, num_warmup_steps=0, num_training_steps=total)
         self.prepared, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
         self.step, self.loss, self.resumed = 0, 0.0, False
@@ -117,14 +122,25 @@ class Session:
             log.warning("tune: %s is the state of another tuning; starting from the first step", self.state)
             return
         with quiet():
-            self.accelerator.load_state(str(self.state))
+            self.accelerator.load_state(str(self.state), strict=not self.frozen)
         self.step, self.loss, self.resumed = saved["step"], saved["loss"], True
 
     def keep_moments(self) -> None:
         """Where the next round carries the optimiser on, its moments lie beside the checkpoint."""
         if self.options.optimizer == "carry":
-            torch.save(self.optimizer.state_dict(), self.folder / OPTIMIZER)
+            torch.save(self.optimizer.state_dict(), self.folder / FILE)
 
     def clean(self) -> None:
         """The checkpoint is written: the state is no longer needed."""
         shutil.rmtree(self.state, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let the moments go now: what Accelerate and the schedule hold in cycles waits for the garbage collector."""
+        self.optimizer.state.clear()
+
+
+def _leave_out(frozen: set[str], models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+    """Of what is about to be saved: what is not trained lies where the policy says."""
+    for state in weights:
+        for name in frozen & state.keys():
+            del state[name]

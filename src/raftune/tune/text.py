@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -15,11 +14,12 @@ from accelerate.utils import set_seed
 from .. import files
 from ..batches import Pair, collate, output_logprobs, sizes, within_budget
 from ..errors import UserError
-from ..models import adapter_base, compute_dtype, device, load_model, load_tokenizer, locate, quiet, resident
+from ..models import attend, compute_dtype, device, load_tokenizer, quiet
 from ..tokens import encode_prompt, output_ids
 from ..types import Policy, Scored, digest, seed_of
 from .lora import Lora
 from .session import Options, Session
+from .trainee import Adapted, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +57,9 @@ class TextLearner(Options):
     def learn(self, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]) -> Policy:
         """The same from token ids: of each pair the prompt's, which carry no loss, and the output's."""
         start = time.perf_counter()
-        resident.free()
-        set_seed(seed_of("tune", *seed) % 2**32)  # LoRA's initial weights and dropout draw from the global generator
         tokenizer = load_tokenizer(policy)
-        session = self.fit(policy, pairs, out, seed)
+        trainee = self._trainee(policy, seed)
+        session = self._fit(trainee, policy, pairs, out, seed)
         with files.replacing_folder(out) as part:
             with quiet():
                 session.model.save_pretrained(part)
@@ -73,14 +72,29 @@ class TextLearner(Options):
             files.write_json(part / files.FIGURES, figures)
             session.keep_moments()
         session.clean()
+        session.release()  # gradients and moments go before anything else comes
+        with quiet():
+            trainee.give_back(out, tokenizer)
         return out
 
     def fit(self, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]) -> Session:
-        """The steps themselves; their state lies beside ``out``."""
+        """The steps alone, nothing written but their state beside ``out``."""
+        return self._fit(self._trainee(policy, seed), policy, pairs, out, seed)
+
+    def _trainee(self, policy: Policy, seed: tuple[object, ...]) -> Whole | Adapted:
+        set_seed(seed_of("tune", *seed) % 2**32)  # LoRA's initial weights and dropout draw from the global generator
+        if self.lora is None:
+            return Whole(policy, self.gradient_checkpointing)
+        return Adapted(policy, self.gradient_checkpointing, self.lora)
+
+    def _fit(
+        self, trainee: Whole | Adapted, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]
+    ) -> Session:
         steps = self.steps(pairs, seed)
+        attend(trainee.transformer, max(len(prompt) + len(output) for prompt, output in pairs))
         identity = digest(asdict(self), str(policy), pairs, seed).hex()
         mixed = compute_dtype(device()) == torch.bfloat16
-        session = Session(self, _trainable(policy, self), policy, out, len(steps), identity, mixed)
+        session = Session(self, trainee.model, policy, out, len(steps), identity, mixed)
         session.run(lambda number: self._backward(session, steps[number]))
         return session
 
@@ -103,53 +117,7 @@ class TextLearner(Options):
         loss = 0.0
         for group in within_budget(pairs, sizes, self.batch_tokens):
             batch = collate(group, session.accelerator.device)
-            loss += session.backward(-output_logprobs(session.prepared, batch).sum() / tokens)
+            with session.autocast():
+                logprobs_BC = output_logprobs(session.prepared, batch)
+            loss += session.backward(-logprobs_BC.sum() / tokens)
         return loss
-
-
-def _trainable(policy: Policy, learner: TextLearner) -> Any:
-    """All parameters in float32; with LoRA the frozen base in the compute precision, the adapter in float32."""
-    if learner.lora is not None:
-        return _adapter(policy, learner, learner.lora)
-    model = load_model(policy, torch.float32)
-    for parameter in model.parameters():
-        # Loading maps the file; training in place would copy it page by page, at the first step, which is slower
-        parameter.data = parameter.data.clone()
-    if learner.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    return model
-
-
-def _adapter(policy: Policy, learner: TextLearner, lora: Lora) -> Any:
-    """The policy's own adapter to go on with, or a new one on the policy as base."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    folder = locate(policy)
-    base = adapter_base(folder)
-    below = load_model(base or policy, compute_dtype(device()))
-    if learner.gradient_checkpointing:
-        below.activation_checkpointing_enable()
-        below.enable_input_require_grads()  # else nothing below the first adapter asks for a gradient
-    if base is not None:
-        model = PeftModel.from_pretrained(below, folder, is_trainable=True)
-        had = model.peft_config["default"]
-        if (getattr(had, "r", None), getattr(had, "lora_alpha", None)) != (lora.r, lora.alpha):
-            raise UserError(
-                f"tune.lora: {folder} is an adapter with r={getattr(had, 'r', None)}, alpha="
-                f"{getattr(had, 'lora_alpha', None)}; set these, or start from its base {base}"
-            )
-        return model
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else "all-linear",
-    )
-    try:
-        model = get_peft_model(below, config)
-    except ValueError as error:
-        raise UserError(f"tune.lora: {str(error).splitlines()[0]}") from error
-    if Path(folder).is_dir():  # the adapter opens from any working directory
-        model.peft_config["default"].base_model_name_or_path = str(Path(folder).resolve())
-    return model
