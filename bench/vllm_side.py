@@ -2,7 +2,7 @@
 
 The work is that of ``bench/sample.py``: the same prompts, K and number of new tokens, no early end. Prints
 ``RESULT {"rate": …, "peak_gb": …}``, as a side of ``bench/paired.py`` does; the engine's start and a warm-up are
-excluded, and the peak memory (resident) is that of this process and its children together, as vLLM computes in
+excluded, and the peak memory is that of this process and its children together, as vLLM computes in
 processes of its own. The cache of ``VLLM_CPU_KVCACHE_SPACE`` (GB, 4 unless said) is in it as far as it was touched.
 """
 
@@ -24,7 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 class Peak(threading.Thread):
-    """The largest resident memory of this process and those it started, looked at ten times a second; bytes."""
+    """The most memory of this process and those it started (PSS: what they share counts once), looked at twice a
+    second; bytes."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -33,11 +34,11 @@ class Peak(threading.Thread):
 
     def run(self) -> None:
         me = psutil.Process()
-        while not self.over.wait(0.1):
+        while not self.over.wait(0.5):
             total = 0
             for process in (me, *me.children(recursive=True)):
                 try:
-                    total += process.memory_info().rss
+                    total += process.memory_full_info().pss
                 except psutil.NoSuchProcess:
                     continue
             self.bytes = max(self.bytes, total)
