@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModel
 
 from raftune import assets
-from raftune.models import Tokenizer, device, load_model, load_tokenizer, resident
+from raftune.models import Tokenizer, device, load_model, load_tokenizer
+from raftune.resident import resident
 
 MODEL = "all-minilm-l6-v2"
 BATCH = 64

@@ -89,6 +89,8 @@ def by_hand(rule: Any, pool: Pool, seed: tuple[object, ...]) -> Pool:
             return [one for one in pool if one.reward is not None and one.reward >= rule.floor]
         case Random():
             return drawn(pool, rule.n, rule.fraction, seed)
+        case Floor(rule=Best(skip_tied=True)):  # ties are judged among all
+            return by_hand(Above(rule.floor), by_hand(rule.rule, pool, seed), seed)
         case Floor():
             return by_hand(rule.rule, by_hand(Above(rule.floor), pool, seed), seed)
         case Filtered():

@@ -153,7 +153,7 @@ class Floor:
 
     def __call__(self, scored: Sequence[Scored], seed: tuple[object, ...] = ()) -> Sequence[Scored]:
         above = Above(self.floor)
-        if isinstance(self.rule, Best):  # the same choice; but ties are judged among all, not among what passes
+        if isinstance(self.rule, Best) and self.rule.skip_tied:  # ties are judged among all, not among what passes
             return above(self.rule(scored, seed))
         return self.rule(above(scored), seed)
 
