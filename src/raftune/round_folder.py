@@ -111,7 +111,7 @@ class RoundFolder:
                     parts[name].append(values)
                 advance(len(next(iter(found.values()))))
         with self.timed("score"):
-            whole = {name: np.concatenate(values) for name, values in parts.items()}
+            whole = {name: np.concatenate(parts.pop(name)) for name in [*parts]}
             keys = candidates.keys
             return Ledger(candidates, Columns(keys, rewards.reward(keys.prompt, whole), whole))
 

@@ -95,7 +95,8 @@ class Rewards:
             hole |= missing & applies
             told |= ~missing
             values = zscore(part, pool) if member.normalise == "zscore" else part
-            summands.append(np.where(missing, 0.0, member.weight * values))
+            summands.append(member.weight * values)
+            summands[-1][missing] = 0.0
         reward = _sums(summands)
         reward[hole | ~told] = math.nan
         if np.isinf(reward).any():
@@ -118,7 +119,10 @@ def _sums(summands: Sequence[Array]) -> Array:
     """Of each row, rounded once as `math.fsum` does."""
     if len(summands) > 2:
         return np.fromiter(map(math.fsum, zip(*(one.data for one in summands), strict=True)), np.float64)
-    return sum(summands, np.zeros(len(summands[0])))  # one addition rounds once, and adding 0 not at all
+    total = summands[0] + 0.0  # one addition rounds once, and adding 0 not at all
+    for other in summands[1:]:
+        total += other
+    return total
 
 
 def zscore(part: Part, pool: Part | None = None) -> Array:
