@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,6 @@ from .rows import PART, ROW, Prompts, candidate_of, candidate_row, layout, opene
 from .stored import Stored
 from .types import Candidate, Prompt, Scored
 
-T = TypeVar("T")
 GROUP = 1 << 15  # rows that lie together in a file of ours, whatever they were read from
 NEEDED = ("prompt_id", "prompt", "index", "output")
 
@@ -195,7 +193,7 @@ def write(path: Path, ledger: Ledger | ScoredTable, chosen: Array | None) -> Non
     plain = pa.schema(list({**ROW, **ledger.candidates.codec.schema}.items()))
     schema = pa.schema([*plain, ("reward", pa.float64()), *names.items(), ("chosen", pa.bool_())])
     with replacing(path) as part, pq.ParquetWriter(part, schema, **layout(schema)) as writer:
-        for group in _grouped(_ahead(_tables(ledger.candidates, columns, chosen, plain, path.parent))):
+        for group in _grouped(_tables(ledger.candidates, columns, chosen, plain, path.parent)):
             writer.write_table(group.cast(schema))
 
 
@@ -235,12 +233,3 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             held = [whole.slice(GROUP)]
     if sum(map(len, held)):
         yield pa.concat_tables(held)
-
-
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same, the next one made in a thread while this one is used."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
