@@ -41,12 +41,13 @@ def ours(b: int, k: int, new: int) -> dict[str, float]:
         start = machine.clock()
         done = next(loop)
         seconds = machine.clock() - start
+        peak, scored, chosen = machine.peak_gb(), list(done.scored), list(done.chosen)  # while they lie there
     stages = {stage: done.metrics[f"time/{stage}_s"] for stage in ("sample", "score", "tune")}
-    found = {"seconds": seconds, "peak_gb": machine.peak_gb(), **stages}
-    return found | {"other": seconds - sum(stages.values())} | needed(done, b, k)
+    found = {"seconds": seconds, "peak_gb": peak, **stages}
+    return found | {"other": seconds - sum(stages.values())} | needed(scored, chosen, b, k)
 
 
-def needed(done: Any, b: int, k: int) -> dict[str, float]:
+def needed(scored: Any, chosen: Any, b: int, k: int) -> dict[str, float]:
     """The limit of the work that this round really did."""
     import limits
 
@@ -57,8 +58,8 @@ def needed(done: Any, b: int, k: int) -> dict[str, float]:
         return sum(len(one.candidate.output.token_ids) for one in some)
 
     tokenizer = load_tokenizer(real_model())
-    prompt_tokens = sum(len(encode_prompt(tokenizer, one.candidate.prompt)) for one in done.chosen)
-    drawn, outputs = tokens(done.scored), tokens(done.chosen)
+    prompt_tokens = sum(len(encode_prompt(tokenizer, one.candidate.prompt)) for one in chosen)
+    drawn, outputs = tokens(scored), tokens(chosen)
     model = load_model(real_model(), compute_dtype(device()))
     work = {"steps": -(-b // BATCH), "tuned": prompt_tokens + outputs, "outputs": outputs}
     return {"drawn": drawn} | limits.of_round(model, b * k, drawn, b, prompt_tokens, **work)

@@ -204,7 +204,7 @@ def test_the_race_on_the_page(tmp_path: Path) -> None:
 def test_a_campaign_takes_the_best_rate_to_the_other_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours first, its median seconds make the cap; three rates on seed 0; the best on the others; all is kept."""
     asked: list[tuple[str, float | None]] = []
-    ends = {5e-6: 0.2, 2e-5: 0.4, 5e-5: 0.3}
+    ends = {1e-4: 0.2, 2e-5: 0.4, 5e-5: 0.3}
 
     def run(campaign: Any, job: time_to_reward.Job, cap: float | None = None) -> dict[str, Any]:
         asked.append((job.name, cap))
@@ -216,7 +216,7 @@ def test_a_campaign_takes_the_best_rate_to_the_other_seeds(tmp_path: Path, monke
     monkeypatch.setattr(time_to_reward, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--factor", "5"])
     time_to_reward.main()
-    firsts = [f"{method}-{rate}-0" for method in ("grpo", "rloo") for rate in ("5e-06", "2e-05", "5e-05")]
+    firsts = [f"{method}-{rate}-0" for method in ("grpo", "rloo") for rate in ("2e-05", "5e-05", "0.0001")]
     others = [f"{method}-2e-05-{seed}" for method in ("grpo", "rloo") for seed in (1, 2)]
     assert asked == [(f"raft-{seed}", None) for seed in range(3)] + [(name, 200.0) for name in (*firsts, *others)]
     (path,) = tmp_path.glob("*/time_to_reward.json")
