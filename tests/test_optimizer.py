@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_tune import OUTPUTS, Stopped, chosen_of, equal, pairs_of, weights
+from test_tune import OUTPUTS, chosen_of, dies_after, equal, pairs_of, weights
 
 from raftune.config import TextTuneConfig
 from raftune.errors import UserError
@@ -16,7 +16,6 @@ from raftune.files import FIGURES, read_json
 from raftune.recipe import validated
 from raftune.tune import optimizer
 from raftune.tune.lora import Lora
-from raftune.tune.session import Session
 from raftune.tune.text import TextLearner
 
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2}
@@ -60,23 +59,13 @@ def test_it_learns_as_32_bits_do(eight: None, model_of: Any, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("lora", [None, Lora(r=64, dropout=0.1)], ids=["full", "lora"])
 def test_a_resumed_tuning_ends_with_the_same_weights(
-    eight: None, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None
+    eight: None, model_of: Any, tmp_path: Path, lora: Lora | None
 ) -> None:
     tiny, chosen = wide(model_of), chosen_of(OUTPUTS)
     learner = TextLearner(**SETTINGS, epochs=3, save_steps=2, lora=lora, optimizer_bits=8)
     undisturbed = learner.tune(tiny, chosen, tmp_path / "a" / "policy", (0, 1))
-    apply, done = Session._apply, []
-
-    def dies(self: Session, loss: float) -> None:
-        if len(done) == 5:
-            raise Stopped
-        done.append(1)
-        apply(self, loss)
-
-    monkeypatch.setattr(Session, "_apply", dies)
-    with pytest.raises(Stopped):
+    with dies_after(5):
         learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
-    monkeypatch.setattr(Session, "_apply", apply)
     resumed = learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
     if lora is None:
         assert equal(undisturbed, resumed)

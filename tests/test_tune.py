@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,27 +125,33 @@ class Stopped(Exception):
     pass
 
 
+@contextmanager
+def dies_after(steps: int) -> Iterator[None]:
+    """A tuning in this block dies after so many steps."""
+    apply, done = Session._apply, []
+
+    def dies(self: Session, loss: float) -> None:
+        if len(done) == steps:
+            raise Stopped
+        done.append(1)
+        apply(self, loss)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Session, "_apply", dies)
+        yield
+
+
 @pytest.mark.parametrize("lora", [None, Lora(r=4, dropout=0.1)], ids=["full", "lora"])
 @pytest.mark.parametrize("stop_at", [1, 4, 5])
 def test_a_resumed_tuning_ends_with_the_same_weights(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora | None, stop_at: int
+    tiny: Path, tmp_path: Path, lora: Lora | None, stop_at: int
 ) -> None:
     chosen = chosen_of(OUTPUTS)
     learner = TextLearner(learning_rate=1e-3, epochs=3, batch_size=2, save_steps=2, lora=lora)
     undisturbed = learner.tune(tiny, chosen, tmp_path / "a" / "policy", (0, 1))
 
-    apply, done = Session._apply, []
-
-    def dies(self: Session, loss: float) -> None:
-        if len(done) == stop_at:
-            raise Stopped
-        done.append(1)
-        apply(self, loss)
-
-    monkeypatch.setattr(Session, "_apply", dies)
-    with pytest.raises(Stopped):
+    with dies_after(stop_at):
         learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
-    monkeypatch.setattr(Session, "_apply", apply)
     assert not (tmp_path / "b" / "policy").exists()
     assert (tmp_path / "b" / "policy.tuning").exists() == (stop_at > 1)
     resumed = learner.tune(tiny, chosen, tmp_path / "b" / "policy", (0, 1))
