@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from .. import files
 from ..batches import Pair, collate, output_logprobs, sizes, within_budget
 from ..errors import UserError
-from ..models import attend, compute_dtype, device, load_tokenizer, quiet
+from ..models import Tokenizer, attend, compute_dtype, device, load_tokenizer, quiet
 from ..tokens import encode_prompt, output_ids
 from ..types import Policy, Scored, digest, seed_of
 from .lora import Lora
@@ -52,12 +52,16 @@ class TextLearner(Options):
         pairs = [(prompt, output) for prompt, output in pairs if output]
         if not pairs:
             raise UserError("tune: every chosen output is empty")
-        return self.learn(policy, pairs, out, seed)
+        return self._learn(policy, tokenizer, pairs, out, seed)
 
     def learn(self, policy: Policy, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]) -> Policy:
         """The same from token ids: of each pair the prompt's, which carry no loss, and the output's."""
+        return self._learn(policy, load_tokenizer(policy), pairs, out, seed)
+
+    def _learn(
+        self, policy: Policy, tokenizer: Tokenizer, pairs: Sequence[Pair], out: Path, seed: tuple[object, ...]
+    ) -> Policy:
         start = time.perf_counter()
-        tokenizer = load_tokenizer(policy)
         trainee = self._trainee(policy, seed)
         session = self._fit(trainee, policy, pairs, out, seed)
         with files.replacing_folder(out) as part:
