@@ -6,10 +6,13 @@
   that these stream from memory, and the output layer at the rows where logits are needed. A decoding step has a row a
   candidate; tuning adds the two backward matmuls of each layer, at the tokens of an optimiser step.
 - **memory**: the best rate of a copy and of a triad (a = b + 3 c) over 256 MB; a decoding step reads the weights once,
-  and the keys and values of what stands there (a shared prompt's once).
+  and the keys and values of what stands there (a shared prompt's once). Tuning in mixed precision moves 52 bytes a
+  parameter and step, however few tokens it has: weights to bfloat16 (6), gradients to float32 (6), their norm (4) and
+  clipping (8), AdamW (28).
 
 A sampler's limit is rows / max(matmul, memory) tokens a second; no prefill is in it, nor attention's own matmuls,
-norms, activations and the draw. Best of five everywhere: a limit is what the machine can do, not what it mostly does.
+norms, activations and the draw. Tuning's is the matmuls' alone; **both** is one after the other, as a step has them.
+Best of five everywhere: a limit is what the machine can do, not what it mostly does.
 
     python bench/limits.py            # this machine alone: squares, rows, cold and warm weights, one thread and all
 """
@@ -26,6 +29,7 @@ import torch
 from torch.nn.functional import linear
 
 SQUARES = {"cpu": (1024, 2048, 4096), "mps": (2048, 4096), "cuda": (4096, 8192, 16384)}
+OF_A_STEP = 52  # bytes a parameter that a tuning step moves, in float32 under bfloat16
 STREAMED = 2**28  # bytes of each tensor: far more than a cache holds
 
 
@@ -138,11 +142,13 @@ def of_decoding(model: Any, prompts: int, length: float, k: int, new: int) -> di
 
 
 def of_tuning(model: Any, tokens: int, outputs: int) -> dict[str, float]:
-    """Tokens a second with so many (and so many that carry loss) in an optimiser step; no optimiser in it."""
-    layers = Layers.of(model)
-    seconds = layers.seconds(tokens, outputs, backward=True)
-    own = {"model_gflops": layers.flops(tokens, outputs, backward=True) / seconds / 1e9}
-    return peaks(model, tokens) | own | {"limit": tokens / seconds}
+    """Tokens a second with so many (and so many that carry loss) in an optimiser step; ``limit``: the matmuls alone."""
+    layers, found = Layers.of(model), peaks(model, tokens)
+    matmul = layers.seconds(tokens, outputs, backward=True)
+    memory = OF_A_STEP * model.num_parameters() / (found["memory_gbs"] * 1e9)
+    own = {"model_gflops": layers.flops(tokens, outputs, backward=True) / matmul / 1e9}
+    both = {"by_memory": tokens / memory, "by_both": tokens / (matmul + memory)}
+    return found | own | both | {"limit": tokens / matmul}
 
 
 def of_round(

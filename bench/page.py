@@ -39,6 +39,7 @@ LIMITS = {
     "memory_gbs": "memory, GB/s",
     "by_matmul": "matmul allows",
     "by_memory": "memory allows",
+    "by_both": "both allow",
     "limit": "limit",
     "at_peak": "at the best matmul rate",
 }

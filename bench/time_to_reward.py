@@ -135,9 +135,9 @@ def best_rate(runs: Sequence[dict[str, Any]], target: float) -> float:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"))
-    parser.add_argument("--target", type=float, default=0.5, help="held-out reward")
+    parser.add_argument("--target", type=float, default=0.45, help="held-out reward")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--factor", type=float, default=12.0, help="peers may take so many times our median seconds")
+    parser.add_argument("--factor", type=float, default=11.0, help="peers may take so many times our median seconds")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4], help="of the peers")
     parser.add_argument("--rounds", type=int, default=10, help="ours, at most")
     parser.add_argument("--steps", type=int, default=1000, help="a peer's, at most")

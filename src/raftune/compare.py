@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .evaluate import best_of_n, votes
 from .evaluate.judge import Judge, Remembered, question, verdict
 from .evaluate.winrate import TIE, Tally, by_both_orders, by_difference, tally
 from .sides import Side
-from .types import Scored
+from .types import Candidate, Scored
 
 log = logging.getLogger("raftune")
 
@@ -117,7 +117,8 @@ def result(a: Side, b: Side, by: str, found: Found, unpaired: int, seed: int = 0
             "figures": side.figures,
             "best_of_n": {str(n): value for n, value in curve.items()},
         }
-    return told | (_lengths(found) if a.modality == "text" else {})
+    length = pick.modality(a.modality).length
+    return told | (_lengths(found, length) if length is not None else {})
 
 
 def _told(total: Tally) -> dict[str, Any]:
@@ -132,9 +133,9 @@ def _told(total: Tally) -> dict[str, Any]:
     }
 
 
-def _lengths(found: Found) -> dict[str, Any]:
+def _lengths(found: Found, length: Callable[[Candidate], int]) -> dict[str, Any]:
     """Mean words of both sides; ``longer_won``: of the pairs that were decided, the share that the longer one won."""
-    words = [tuple(len(str(one.candidate.output).split()) for one in pair) for pair in found.pairs]
+    words = [tuple(length(one.candidate) for one in pair) for pair in found.pairs]
     means = {name: sum(pair[place] for pair in words) / len(words) for place, name in enumerate("ab")}
     decided = [
         (outcome > TIE) == (a > b)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from . import bounds, rehearsal
+from . import bounds
 from .batches import within_budget
 from .build import Parts
 from .estimate import Batch, Decoder, Drawn, Work, survival
 from .likelihood import BATCH_TOKENS
+from .pilot import Pilot, of_another
 from .prompts import draw
 from .rank import NothingChosen, choose
-from .rehearsal import Pilot
 from .sources import EndpointSource, ModelSource, PoolSource
 from .types import Policy, Prompt, Scored, seed_of
 
@@ -72,10 +72,8 @@ class Demands:
         """Rates of one of them."""
         one, shard = self.drawers[name], self.prompts[: self.parts.recipe.sample.shard]
         if not hasattr(one.sampler, "planned"):
-            return rehearsal.drawn_otherwise(one.sampler, one.policy, shard, max(1, one.k))
-        if self.parts.recipe.modality == "image":
-            return rehearsal.drawn_pictures(one.sampler, one.policy, shard, one.k, budget)
-        return rehearsal.drawn_text(one.sampler, one.policy, shard, self.length, max(1, one.k), budget)
+            return of_another(one.sampler, one.policy, shard, max(1, one.k))
+        return self.parts.modality.pilot(one.sampler, one.policy, shard, self.length, max(1, one.k), budget)
 
     @cached_property
     def probe_counts(self) -> list[Counted]:
@@ -120,7 +118,6 @@ class Demands:
             if not isinstance(rates, Decoder):
                 rates = replace(rates, row=rates.row * self._larger(probe.sampler))
             probes.append(Drawn(rates, batches, alive))
-        pictures = recipe.modality == "image"
         return Work(
             rounds=recipe.rounds,
             sampled=sampled,
@@ -128,11 +125,11 @@ class Demands:
             candidates=recipe.sample.prompts_per_round * recipe.sample.k,
             chosen=self.chosen(scored),
             batch=tune.batch_size,
-            passes=getattr(tune, "max_epochs" if pictures else "epochs", 1),
+            passes=getattr(tune, "max_epochs", None) or getattr(tune, "epochs", 1),
             most=getattr(tune, "steps", None),
             buffer=recipe.select.buffer,
             every=recipe.evaluate.every,
-            loads=1 if pictures else 2,
+            loads=2 if self.parts.modality.compares else 1,  # to compare, the initial policy takes its place
         )
 
     def _larger(self, sampler: Any) -> float:
@@ -207,9 +204,8 @@ class Demands:
         needs: dict[str, float] = {name: SEEN * max(0.0, most - process) for name, most in seen.items()}
         terms: dict[str, dict[str, float]] = {}
         kept = 0.0
-        if self.parts.recipe.modality == "text" and hasattr(self.parts.sampler, "planned"):
-            from .memory_of_text import stages
-
+        stages = self.parts.modality.stages
+        if stages is not None and hasattr(self.parts.sampler, "planned"):
             found = stages(self)
             kept = found["sample"]["weights"]
             terms = {name: {"process": process, **one} for name, one in found.items()}

@@ -19,7 +19,8 @@ from .build import Parts
 from .clock import watched as timed
 from .demands import Demands
 from .estimate import Disk, Estimate, Line, Rates, Work, predict
-from .rehearsal import Pilot, Tuned, Weighed
+from .pilot import SEED, Pilot, changed
+from .rehearsal import Tuned, Weighed
 from .resident import resident
 from .types import Scored
 
@@ -90,9 +91,7 @@ def rehearse(parts: Parts, demands: Demands, folder: Path, seconds: float, began
     tuned = rehearsal.tuned(parts, scored, folder, share, expected)
     resident.free()
     with timed() as loaded:
-        rehearsal.changed(parts.sampler, max_new_tokens=1, steps=1).sample(
-            tuned.policy, demands.prompts[:1], 1, rehearsal.SEED
-        )
+        changed(parts.sampler, max_new_tokens=1, steps=1).sample(tuned.policy, demands.prompts[:1], 1, SEED)
     again = rehearsal.reload(parts.shaped, candidates, judged.each)
     again_watched = rehearsal.reload(parts.monitors, candidates, watched.each)
     weighed = rehearsal.weighed(scored, parts.modality.codec, folder / "tables")

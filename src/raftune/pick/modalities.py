@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..pilot import Pilot
 from ..protocols import Codec
 from ..table import TextCodec, columns_of
 from ..types import Candidate, Policy, Prompt, Scored
@@ -30,20 +31,47 @@ class Modality:
     """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""
     prompt_length: Callable[[str], Callable[[Prompt], int] | None]
     """How a policy measures prompts; None where it takes them all."""
+    length: Callable[[Candidate], int] | None
+    """How long an output is, in words; None where it has no length."""
+    pilot: Callable[[Any, Policy, Sequence[Prompt], Callable[[Prompt], int], int, float], Pilot]
+    """The rates of this kind's samplers, tried in so many seconds."""
+    stages: Callable[[Any], dict[str, dict[str, float]]] | None
+    """What each stage of :class:`raftune.demands.Demands` holds in memory at most, term by term; None: no formula."""
 
 
 def modality(name: str) -> Modality:
     match name:
         case "text":
-            from .. import show
+            from .. import pilot, show
             from ..evaluate import text
 
-            return Modality(TextCodec(), text.describe, text.appraise, True, show.exhibit, token_counter)
+            return Modality(
+                codec=TextCodec(),
+                describe=text.describe,
+                appraise=text.appraise,
+                compares=True,
+                exhibit=show.exhibit,
+                prompt_length=token_counter,
+                length=lambda one: len(str(one.output).split()),
+                pilot=pilot.of_text,
+                stages=memory_of_texts,
+            )
         case "image":
+            from .. import pilot
             from ..evaluate import image, sheet
             from ..picture import PictureCodec
 
-            return Modality(PictureCodec(), image.describe, image.appraise, False, sheet.exhibit, lambda _: None)
+            return Modality(
+                codec=PictureCodec(),
+                describe=image.describe,
+                appraise=image.appraise,
+                compares=False,
+                exhibit=sheet.exhibit,
+                prompt_length=lambda _: None,
+                length=None,
+                pilot=pilot.of_pictures,
+                stages=None,
+            )
     raise UserError(f"modality: {name!r} is unknown; use text or image")
 
 
@@ -75,3 +103,10 @@ def token_counter(policy: str) -> Callable[[Prompt], int]:
 
     tokenizer = load_tokenizer(policy)
     return lambda prompt: len(encode_prompt(tokenizer, prompt))
+
+
+def memory_of_texts(demands: Any) -> dict[str, dict[str, float]]:
+    """By :mod:`raftune.memory_of_text`, which knows models' shapes."""
+    from ..memory_of_text import stages
+
+    return stages(demands)
