@@ -8,7 +8,7 @@ reward, runs on the other seeds. A peer that is not there after FACTOR × the me
 figure is a lower bound, and so is what follows from it.
 
 Seconds are those of training; evaluation is aside on all sides (another process, while training waits). Ours is
-evaluated after every round, a peer after every second step; of the steps between an evaluation below the target and one
+evaluated after every round, a peer after every third step; of the steps between an evaluation below the target and one
 at it the first one counts, in the peer's favour. Memory is the process's peak while training; GRPO and RLOO have 48
 samples in the model at once and accumulate.
 
@@ -135,13 +135,13 @@ def best_rate(runs: Sequence[dict[str, Any]], target: float) -> float:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"))
-    parser.add_argument("--target", type=float, default=0.45, help="held-out reward")
+    parser.add_argument("--target", type=float, default=0.4, help="held-out reward")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--factor", type=float, default=11.0, help="peers may take so many times our median seconds")
+    parser.add_argument("--factor", type=float, default=10.5, help="peers may take so many times our median seconds")
     parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4], help="of the peers")
     parser.add_argument("--rounds", type=int, default=10, help="ours, at most")
     parser.add_argument("--steps", type=int, default=1000, help="a peer's, at most")
-    parser.add_argument("--every", type=int, default=2, help="a peer is evaluated after every so manieth step")
+    parser.add_argument("--every", type=int, default=3, help="a peer is evaluated after every so manieth step")
     parser.add_argument("--set", nargs="*", default=["evaluate.k=4"], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--threads", type=int, help="threads of every run")
     parser.add_argument(
