@@ -54,10 +54,10 @@ define install
 endef
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(call install,assets$(comma)vader)
+	$(call install,assets$(comma)vader$(comma)report)
 
 $(VENV)/.image: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(call install,image)
+	$(call install,image$(comma)report)
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev)

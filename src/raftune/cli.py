@@ -158,6 +158,8 @@ def _conclude(terminal: Console, experiment_: Any, folder: Path) -> None:
         terminal.print(experiment_.parts.modality.exhibit(before, after, shown, folder), highlight=False)
     where = folder / "best" if (folder / "best").exists() else experiment_.parts.model
     terminal.print(f"best policy: {where} (round {best} of {last})", highlight=False, soft_wrap=True)
+    if experiment_.parts.recipe.report and (page := folder / "report.html").exists():
+        terminal.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

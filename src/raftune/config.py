@@ -153,8 +153,9 @@ class AlarmsConfig(Strict, frozen=True):
 
 
 class Recipe(Strict, frozen=True):
-    """A whole run. ``out`` and ``keep`` may differ when a run is resumed, ``rounds``, ``patience``, ``alarms`` too.
-    ``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have r."""
+    """A whole run. ``out``, ``keep`` and ``report`` may differ when a run is resumed, ``rounds``, ``patience``,
+    ``alarms`` too. ``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have r.
+    ``report``: write report.html after every round."""
 
     modality: str
     model: str
@@ -170,6 +171,7 @@ class Recipe(Strict, frozen=True):
     seed: int = 0
     out: str | None = None
     keep: Literal["best", "all"] = "best"
+    report: bool = True
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -179,7 +181,14 @@ class Recipe(Strict, frozen=True):
     @property
     def settings(self) -> dict[str, Any]:
         """What must not change between the sessions of a run, flat."""
-        free = {"out", "keep", "rounds", "evaluate.patience", *(f"alarms.{name}" for name in AlarmsConfig.model_fields)}
+        free = {
+            "out",
+            "keep",
+            "report",
+            "rounds",
+            "evaluate.patience",
+            *(f"alarms.{name}" for name in AlarmsConfig.model_fields),
+        }
         settings = flatten(self.model_dump(mode="json"))
         how = (HOW_ASKED, HOW_SERVED)
         return {k: value for k, value in settings.items() if k not in free and not any(h.fullmatch(k) for h in how)}

@@ -82,7 +82,21 @@ class Experiment:
             self._evaluate(number)
         self._sound_alarms(number)
         run.prune({run.best(), run.last} if recipe.keep == "best" else set(range(1, run.last + 1)))
+        if recipe.report and number == run.last:
+            self._report(live=number < recipe.rounds and not self.out_of_patience)
         return run.metrics(number)
+
+    def _report(self, live: bool) -> None:
+        """Write report.html anew, if its packages are there; hours of work do not end for want of a picture."""
+        try:
+            from .report import page
+            from .report.record import Record
+
+            page.write(self.run.root / page.NAME, [Record.of(self.run.root)], live)
+        except ImportError as error:
+            log.info("no report.html: it needs %s; pip install 'raftune[report]'", error.name)
+        except Exception as error:
+            log.warning("report.html was not written: %s: %s", type(error).__name__, error)
 
     def _sound_alarms(self, number: int) -> None:
         """Note what should make a person look."""

@@ -183,3 +183,27 @@ def compare(
     drawn = contrast.plot(told, sides, folder / "compare.png")
     written = "compare.json, compare.png" if drawn else "compare.json"
     terminal.print(f"{folder}: {written}", highlight=False, soft_wrap=True)
+
+
+@studies.command()
+@exits
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run directory, or several to compare.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Default: RUN/report.html; comparison.html for several.")
+    ] = None,
+) -> None:
+    """One self-contained page of a run, also while it goes on, or of several side by side."""
+    from .commands import check_out
+
+    try:
+        from .report import page
+        from .report.record import Record
+    except ImportError as error:
+        raise UserError(f"report: needs the package {error.name}; pip install 'raftune[report]'") from None
+    if doubled := [str(run) for at, run in enumerate(runs) if run.resolve() in {one.resolve() for one in runs[:at]}]:
+        raise UserError(f"report: {doubled[0]} is named twice")
+    path = out or (runs[0] / page.NAME if len(runs) == 1 else Path("comparison.html"))
+    check_out(path)
+    page.write(path, [Record.of(run) for run in runs])
+    console().print(f"{path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,235 @@
+"""report.html: one run, or several side by side, as one file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader
+
+from .. import __version__
+from ..config import flatten
+from ..errors import UserError
+from ..files import replacing
+from ..show import COLUMNS, columns_with, plain
+from ..types import Prompt, Scored
+from . import charts
+from .record import REWARD, Record, mean_and_spread
+
+NAME = "report.html"
+PROMPTS, PICTURES, EXTREMES = 12, 8, 6  # shown: held-out prompts, pictures of each, candidates at either end
+SIDE = 112  # pixels that a picture's longer side has on the page
+LONGEST = 4000  # characters of an output
+
+
+def write(path: Path, records: Sequence[Record], live: bool = False) -> None:
+    """The report of one run, or the comparison of several. ``live``: the page looks for a newer one by itself."""
+    alone = len(records) == 1
+    page = _run(records[0]) if alone else _runs(records)
+    page |= {"written": time.strftime("%Y-%m-%d %H:%M:%S"), "version": __version__, "live": live}
+    page["missing"] = [f"{one.name}: {line}" for one in records for line in one.missing]  # known when all was read
+    environment = Environment(
+        loader=PackageLoader("raftune.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = number
+    text = environment.get_template("run.html.jinja" if alone else "runs.html.jinja").render(page)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without an exponent where it reads better."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _run(record: Record) -> dict[str, Any]:
+    shown = record.best or record.last
+    best, worst = record.extremes(record.last, EXTREMES)
+    pictures = record.modality.length is None
+    held = record.before_and_after(shown, PROMPTS, PICTURES if pictures else 1)
+    return {
+        "title": record.name,
+        "about": _about(record),
+        "state": _state(record),
+        "cards": _cards(record),
+        "alarms": [(row["round"], line) for row in record.rows for line in row.get("alarms", ())],
+        "charts": charts.of_run(record),
+        "table": _table(record),
+        "shown": shown,
+        "last": record.last,
+        "held": [[(_said(a), _said(b)) for a, b in pairs] for pairs in held],
+        "best": [_said(one) for one in best],
+        "worst": [_said(one) for one in worst],
+        "pictures": pictures,
+        "recipe": yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True),
+    }
+
+
+def _about(record: Record) -> list[tuple[str, str]]:
+    """What was run, in a few words."""
+    recipe = record.recipe
+    sample, prompts = recipe.get("sample") or {}, recipe.get("prompts") or {}
+    rewards = [f"{one.get('weight', 1):g} × {one.get('name') or one.get('use')}" for one in recipe.get("reward") or ()]
+    told = {
+        "model": recipe.get("model"),
+        "prompts": prompts.get("path"),
+        "reward": " + ".join(rewards).replace("1 × ", ""),
+        "a round": f"{sample.get('prompts_per_round')} prompts × {sample.get('k')} candidates" if sample else None,
+        "rule": (recipe.get("select") or {}).get("rule"),
+        "seed": recipe.get("seed"),
+    }
+    return [(name, plain(str(value))) for name, value in told.items() if value not in (None, "")]
+
+
+def _state(record: Record) -> str:
+    wanted = record.recipe.get("rounds")
+    done = f"round {record.last}" + (f" of {wanted}" if wanted else "")
+    best = record.best
+    return done if best is None else f"{done}; the best so far is round {best}" if best else f"{done}; none is better"
+
+
+def _cards(record: Record) -> list[dict[str, str]]:
+    """Before, and at the best round: the figures that people ask for first."""
+    shown = record.best or record.last
+    names = {"held-out reward": REWARD} | {name.removeprefix("heldout/"): name for name in record.monitors}
+    names |= {"KL, nats": "heldout/kl", "perplexity": "heldout/perplexity", "distinct-2": "heldout/distinct_2"}
+    names |= {"diversity": "heldout/diversity", "tokens an answer": "heldout/length_mean"}
+    before, after = record.row(0), record.row(shown)
+    cards = [
+        {"name": name, "before": number(before[figure]), "after": number(after[figure])}
+        for name, figure in names.items()
+        if figure in before and figure in after
+    ]
+    seconds = sum(record.series("time/round_s")[1]) + sum(record.series("time/evaluate_s")[1])
+    peaks = record.series("memory/peak_bytes")[1]
+    cards += [{"name": "time, all rounds", "before": "", "after": _minutes(seconds)}] if seconds else []
+    return cards + ([{"name": "peak memory", "before": "", "after": f"{max(peaks) / 1e9:.2f} GB"}] if peaks else [])
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d} h" if hours else f"{minutes}:{rest:02d} min"
+
+
+def _table(record: Record) -> dict[str, Any]:
+    """What the terminal shows of the rounds."""
+    columns = columns_with(record.monitors)
+    keys = [key for key in columns if any(key in row for row in record.rows)]
+    lines = [[columns[key][1].format(row[key]) if key in row else "–" for key in keys] for row in record.rows]
+    return {"heads": [columns[key][0] for key in keys], "lines": lines, "best": record.best}
+
+
+def _said(one: Scored) -> dict[str, Any]:
+    """An output as the page shows it. What a model wrote is text: the template escapes it."""
+    output = one.candidate.output
+    told = {
+        "prompt": _prompt(one.candidate.prompt),
+        "reward": "not scored" if one.reward is None else f"{one.reward:+.3f}",
+        "parts": {name: number(value) for name, value in one.parts.items()} if len(one.parts) > 1 else {},
+        "source": one.candidate.source,
+    }
+    if hasattr(output, "png"):
+        return told | {"picture": _picture(output), "text": ""}
+    text = plain(str(output))
+    return told | {"text": text if len(text) <= LONGEST else text[:LONGEST] + " …"}
+
+
+def _prompt(prompt: Prompt) -> str:
+    if isinstance(prompt.content, str):
+        return plain(prompt.content)
+    return "\n\n".join(f"{turn['role']}: {plain(turn['content'])}" for turn in prompt.content)
+
+
+def _picture(picture: Any) -> str | None:
+    """As a data address; None where the file is gone or damaged."""
+    from PIL import Image
+
+    try:
+        image = picture.image
+    except UserError:
+        return None
+    scale = SIDE / max(image.size)
+    smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    stream = io.BytesIO()
+    image.resize(size, smooth).save(stream, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _runs(records: Sequence[Record]) -> dict[str, Any]:
+    groups = grouped(records)
+    figures = [REWARD, *dict.fromkeys(name for one in records for name in one.monitors), *list(charts.COMPARED)[1:]]
+    figures = [name for name in figures if any(one.series(name)[0] for one in records)]
+    heads, lines = [*[COLUMNS.get(name, (name.removeprefix("heldout/"),))[0] for name in figures], "seconds"], []
+    for label, members in groups.items():
+        values = {name: [one.row(one.best or one.last).get(name) for one in members] for name in figures}
+        values["seconds"] = [sum(one.series("time/round_s")[1]) for one in members]
+        lines.append([label, str(len(members)), *map(_spread, values.values())])
+    return {
+        "title": "Runs compared",
+        "charts": charts.of_runs(groups),
+        "heads": ["run", "seeds", *heads],
+        "lines": lines,
+        "answers": _side_by_side({label: members[0] for label, members in groups.items()}),
+        "differences": _differences(records),
+    }
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean, spread = mean_and_spread(known)
+    return number(mean) if len(known) < 2 else f"{number(mean)} ± {number(spread)}"
+
+
+def grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Runs that differ by nothing but their seed stand together, under the first one's name."""
+    groups: dict[str, list[Record]] = {}
+    for one in records:
+        groups.setdefault(_settings(one), []).append(one)
+    named: dict[str, list[Record]] = {}
+    for members in groups.values():
+        name = members[0].name
+        while name in named:
+            name = f"{name}'"
+        named[name] = members
+    return named
+
+
+def _settings(record: Record) -> str:
+    own = {key: value for key, value in record.recipe.items() if key not in {"seed", "out", "keep", "rounds"}}
+    return json.dumps(own, sort_keys=True, default=str) if own else str(record.folder.resolve())
+
+
+def _differences(records: Sequence[Record]) -> list[list[str]]:
+    """The settings in which the runs differ, a line each, a column a run."""
+    flat = [flatten(one.recipe) for one in records]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if key not in {"out", "keep"}]
+    differing = [key for key in keys if len({json.dumps(one.get(key), default=str) for one in flat}) > 1]
+    lines = [[key, *("–" if one.get(key) is None else str(one[key]) for one in flat)] for key in differing]
+    return [["", *(one.name for one in records)], *lines] if lines else []
+
+
+def _side_by_side(records: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """What the runs' best rounds say to the same held-out prompts, and what the first one's model said before."""
+    first = next(iter(records.values()))
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for label, record in records.items():
+        for pairs in record.before_and_after(record.best or record.last, 4 * PROMPTS):
+            for before, after in pairs:
+                key = before.candidate.prompt.id, before.candidate.index
+                if record is first:
+                    found[key] = {"prompt": _prompt(before.candidate.prompt), "said": {"before": _said(before)}}
+                if key in found:
+                    found[key]["said"][label] = _said(after)
+    return [one for one in found.values() if len(one["said"]) > len(records)][:PROMPTS]

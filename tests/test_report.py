@@ -1,0 +1,207 @@
+"""report.html against the tables and figures that it was made from."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raftune import files, table
+from raftune.errors import UserError
+from raftune.report import page
+from raftune.report.record import Record
+from raftune.types import Candidate, Prompt, Scored, Text
+
+CODEC = table.TextCodec()
+RECIPE = {
+    "modality": "text",
+    "model": "some-model",
+    "prompts": {"path": "prompts.jsonl"},
+    "reward": [{"use": "vader", "name": None, "weight": 1.0}],
+    "sample": {"prompts_per_round": 4, "k": 3},
+    "select": {"rule": "best"},
+    "rounds": 2,
+    "seed": 0,
+}
+
+
+def scored(number: int, prompts: int = 4, k: int = 3, text: str = "answer") -> list[Scored]:
+    """Rewards that differ, one of them missing."""
+    return [
+        Scored(
+            Candidate(Prompt(f"p{p}", f"Prompt {p}"), index, Text(f"{text} {p}/{index} of round {number}")),
+            None if (p, index) == (1, 1) else ((7 * p + 5 * index + 3 * number) % 11) / 10 - 0.5,
+        )
+        for p in range(prompts)
+        for index in range(k)
+    ]
+
+
+def a_run(folder: Path, seed: int = 0, rounds: int = 2, outputs: Sequence[Scored] | None = None, **recipe: Any) -> Path:
+    """A run directory, made by hand; each figure another number."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({**RECIPE, "seed": seed, **recipe}))
+    for number in range(rounds + 1):
+        here = folder / "rounds" / f"{number:04d}"
+        table.write_scored(here / "heldout.parquet", scored(number, text="held"), CODEC)
+        row: dict[str, Any] = {"round": number, "heldout/reward_mean": 0.11 + 0.2 * number + 0.05 * seed}
+        row |= {"heldout/kl": 0.7 * number, "heldout/reward_se": 0.03, "heldout/distinct_2": 0.9 - 0.1 * number}
+        row |= {"heldout/best_of_2": 0.5 + 0.1 * number, "time/evaluate_s": 2.0}
+        if number:
+            table.write_scored(here / "scored.parquet", outputs or scored(number), CODEC, {("p0", 0)})
+            row |= {"sample/reward_mean": 0.1 * number, "chosen/reward_mean": 0.4, "time/round_s": 10.0}
+            row |= {"time/sample_s": 4.0, "memory/sample_bytes": 3_000_000_000, "chosen/source/policy": 1.0}
+        files.write_json(here / "metrics.json", row)
+    return folder
+
+
+class Seen(HTMLParser):
+    """The tags of a page, and the text in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def made(path: Path, *runs: Path, live: bool = False) -> Seen:
+    page.write(path, [Record.of(run) for run in runs], live)
+    return Seen(path)
+
+
+def test_page_tells_the_figures_of_the_run(tmp_path: Path) -> None:
+    seen = made(tmp_path / "report.html", a_run(tmp_path / "run"))
+    assert "0.11 → 0.51" in seen.text  # held-out reward before, and at the best round
+    assert "round 2 of 2; the best so far is round 2" in seen.text
+    assert "0.310" in seen.text and "vader" in seen.text
+    titles = ("Reward by round", "What the reward cost in KL", "Diversity", "Rewards of all candidates")
+    for title in (*titles, "Best of n, held out", "Who won", "Where the time went", "Peak memory by stage"):
+        assert title in seen.text
+    assert "26 seconds in all" not in seen.text and "14 seconds in all" in seen.text  # stages: 2 × 4 + 3 × 2
+
+
+def test_nothing_beside_the_page_is_needed(tmp_path: Path) -> None:
+    seen = made(tmp_path / "report.html", a_run(tmp_path / "run"))
+    for tag, attributes in seen.tags:
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("#", "data:image/png")), (tag, address)
+    assert not re.search(r"url\((?!#)|@import", seen.html)
+    assert not [tag for tag, _ in seen.tags if tag in {"link", "iframe", "script"}]
+
+
+def test_charts_take_the_page_colours_and_keep_apart(tmp_path: Path) -> None:
+    seen = made(tmp_path / "report.html", a_run(tmp_path / "run"))
+    assert not re.findall(r"#0304\d\d|#010101|#020202", seen.html)
+    ids = [attributes["id"] for _, attributes in seen.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 50
+    asked = re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', seen.html)
+    assert asked and set(asked) <= set(ids)
+
+
+@pytest.mark.parametrize(
+    "evil", ["<script>alert(1)</script>", "</pre><img src=x onerror=alert(1)>", "&lt;b&gt; & \x07"]
+)
+def test_what_a_model_wrote_is_text(tmp_path: Path, evil: str) -> None:
+    outputs = [
+        Scored(Candidate(Prompt("p", f"{evil} prompt"), index, Text(f"{evil} said {index}")), float(index))
+        for index in range(3)
+    ]
+    run = a_run(tmp_path / "run", outputs=outputs, model=evil)
+    for number in range(3):
+        table.write_scored(run / "rounds" / f"{number:04d}" / "heldout.parquet", outputs, CODEC)
+    seen = made(tmp_path / "report.html", run)
+    assert not [tag for tag, _ in seen.tags if tag in {"script", "img"}]
+    as_read = evil.replace("\x07", "�")
+    assert f"{as_read} said 2" in seen.text and f"{as_read} prompt" in seen.text
+
+
+def test_before_and_after_are_the_same_draws(tmp_path: Path) -> None:
+    record = Record.of(a_run(tmp_path / "run"))
+    pairs = [pair for some in record.before_and_after(2, prompts=3, each=2) for pair in some]
+    assert len(pairs) == 6 and len({before.candidate.prompt.id for before, _ in pairs}) == 3
+    expected = {number: {table.key_of(one): one for one in scored(number, text="held")} for number in (0, 2)}
+    for before, after in pairs:
+        key = table.key_of(before)
+        assert table.key_of(after) == key
+        for one, number in ((before, 0), (after, 2)):
+            assert one.candidate.output.text == expected[number][key].candidate.output.text
+            assert one.reward == expected[number][key].reward
+
+
+def test_extremes_against_sorting(tmp_path: Path) -> None:
+    best, worst = Record.of(a_run(tmp_path / "run")).extremes(2, 3)
+    by_prompt: dict[str, list[float]] = {}
+    for one in scored(2):
+        if one.reward is not None:
+            by_prompt.setdefault(one.candidate.prompt.id, []).append(one.reward)
+    assert [one.reward for one in best] == sorted(map(max, by_prompt.values()), reverse=True)[:3]
+    assert [one.reward for one in worst] == sorted(map(min, by_prompt.values()))[:3]
+
+
+def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    damaged = run / "rounds" / "0001" / "scored.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (run / "rounds" / "0002" / "heldout.parquet").unlink()
+    (run / "rounds" / "0003" / "candidates").mkdir(parents=True)  # a round that is being sampled
+    (run / "rounds" / "0003" / "candidates" / ".00000.parquet.1.part").write_bytes(b"half")
+    seen = made(tmp_path / "report.html", run)
+    assert "What could not be read" in seen.text and str(damaged) in seen.text
+    assert "Reward by round" in seen.text and "before and after" not in seen.text
+
+
+def test_a_run_of_a_newer_version(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", telepathy={"on": True}, reward=[{"use": "vader", "weight": 1.0, "new": 3}])
+    row = files.read_json(run / "rounds" / "0001" / "metrics.json") | {"heldout/telepathy": [1, 2], "auras": "many"}
+    files.write_json(run / "rounds" / "0001" / "metrics.json", row)
+    assert "0.11 → 0.51" in made(tmp_path / "report.html", run).text
+
+
+def test_only_a_run_that_goes_on_is_followed(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    assert "location.reload" in made(tmp_path / "a.html", run, live=True).html
+    assert "location.reload" not in made(tmp_path / "b.html", run).html
+
+
+def test_runs_that_differ_by_seed_stand_together(tmp_path: Path) -> None:
+    seeds = [a_run(tmp_path / f"seed-{seed}", seed=seed) for seed in range(3)]
+    other = a_run(tmp_path / "other", seed=9, rounds=1, select={"rule": "random"})
+    groups = page.grouped([Record.of(run) for run in (*seeds, other)])
+    assert {name: len(members) for name, members in groups.items()} == {"seed-0": 3, "other": 1}
+    seen = made(tmp_path / "comparison.html", *seeds, other)
+    values = [0.51 + 0.05 * seed for seed in range(3)]
+    assert f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.3g}" in seen.text
+    assert "select.rule best best best random" in seen.text
+    assert "held 0/0 of round 2" in seen.text and "held 0/0 of round 1" in seen.text
+
+
+def test_runs_of_one_name_do_not_merge(tmp_path: Path) -> None:
+    one, other = a_run(tmp_path / "a" / "run"), a_run(tmp_path / "b" / "run", model="another")
+    assert len(page.grouped([Record.of(one), Record.of(other)])) == 2
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no rounds"):
+        Record.of(tmp_path)
+    (tmp_path / "rounds" / "0001").mkdir(parents=True)
+    with pytest.raises(UserError, match="no round has figures yet"):
+        Record.of(tmp_path)
