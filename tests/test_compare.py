@@ -274,6 +274,7 @@ def test_people_see_no_names_and_their_votes_come_back(tmp_path: Path) -> None:
     (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, lines)))
     outcomes, counts = votes.read(tmp_path / "votes.jsonl", tmp_path, pairs)
     assert outcomes == [None, 0.5, 0.5, *(0.5 if i % 2 else 1.0 for i in range(3, 40))]
+    assert counts.pop("agreement") < 0  # nobody agrees, less than chance would
     assert counts == {"votes": 18 * 3 + 20 * 2 + 2, "several_raters": 39, "raters_agree": 0}
 
 

@@ -25,7 +25,7 @@ HEAVY = {
 }
 BACKENDS = ("sample/", "reward/", "tune/", "evaluate/")
 
-MEASURES = {f"evaluate/{name}" for name in ("best_of_n", "judge", "votes", "winrate")}
+MEASURES = {f"evaluate/{name}" for name in ("agreement", "best_of_n", "judge", "votes", "winrate")}
 
 # What each of these may import of ours. Everything that is not listed is a tool of the backends.
 ALLOWED = {
@@ -95,6 +95,7 @@ LIGHT = [
     "compare",
     "contrast",
     "sides",
+    "evaluate/agreement",
     "evaluate/best_of_n",
     "evaluate/diversity",
     "evaluate/judge",

@@ -42,6 +42,7 @@ def verdict(told: Mapping[str, Any]) -> list[str]:
     names = ("unpaired", "unscored", "unparsed", "orders_disagree", "same_text", "without_vote", "votes",
              "several_raters", "raters_agree")  # fmt: skip
     counted = [f"{told[name]} {name.replace('_', ' ')}" for name in names if told.get(name)]
+    counted += [f"agreement (Krippendorff's α) {told['agreement']:.2f}"] if "agreement" in told else []
     return [*lines, ", ".join(counted)] if counted else lines
 
 

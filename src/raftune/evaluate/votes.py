@@ -12,12 +12,14 @@ from ..errors import UserError
 from ..files import replacing
 from ..prompts import read_rows
 from ..types import Scored, digest, seed_of
+from .agreement import krippendorff
 from .winrate import LOSS, TIE, WIN
 
 PAIRS, KEY = "pairs.jsonl", "pairs.key.jsonl"
 VOTES = ("first", "second", "tie")
 
 Pair = tuple[Scored, Scored]
+Ballots = Mapping[str, Mapping[Any, str]]  # pair → rater → vote
 
 
 def address(pair: Pair) -> str:
@@ -62,36 +64,48 @@ def _lay(output: Any, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def read(votes: Path, folder: Path, pairs: Sequence[Pair]) -> tuple[list[float | None], dict[str, int]]:
-    """The outcome of each pair, None without a vote, and counts: ``votes``; ``several_raters``: pairs of two or more;
-    ``raters_agree``: those of them whose votes are all the same.
-
-    A side wins where more than half of a pair's votes are for it, else it is a tie. Of a rater's votes on a pair
-    (``rater`` is optional in a line) the last counts.
-    """
+def key_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """By id, what a pair is of (``prompt_id``, ``index``) and whose answer stands ``first`` in it: a's or b's."""
     if not (folder / KEY).is_file():
         raise UserError(f"{folder / KEY}: no such file; give the --out of `--by people`, where the pairs were written")
-    first = {row["id"]: row["first"] for _, row in read_rows(str(folder / KEY))}
+    return {row["id"]: row for _, row in read_rows(str(folder / KEY))}
+
+
+def read(votes: Path, folder: Path, pairs: Sequence[Pair]) -> tuple[list[float | None], dict[str, float]]:
+    """The outcome of each pair, None without a vote, and the counts of :func:`counts`.
+
+    Of a rater's votes on a pair (``rater`` is optional in a line) the last counts.
+    """
+    key = key_of(folder)
     names = [address(pair) for pair in pairs]
-    if first.keys() != set(names):
+    if key.keys() != set(names):
         raise UserError(f"{folder / KEY}: is of another comparison; compare the same two, in the same order")
     ballots: dict[str, dict[object, str]] = {}
     for number, (where, row) in enumerate(read_rows(str(votes))):
-        if row.get("id") not in first:
+        if row.get("id") not in key:
             raise UserError(f"{where}: no pair has the id {row.get('id')!r}; ids are those of {folder / PAIRS}")
         if row.get("vote") not in VOTES:
             raise UserError(f"{where}: vote is {row.get('vote')!r}; use {', '.join(VOTES)}")
         rater = row.get("rater")
         ballots.setdefault(row["id"], {})[f"line {number}" if rater is None else ("rater", str(rater))] = row["vote"]
-    several = [set(of.values()) for of in ballots.values() if len(of) > 1]
-    counts = {"votes": sum(map(len, ballots.values())), "several_raters": len(several)}
-    counts["raters_agree"] = sum(len(said) == 1 for said in several)
-    return [_outcome(ballots[name], first[name]) if name in ballots else None for name in names], counts
+    outcomes = [outcome(ballots[name], key[name]["first"]) if name in ballots else None for name in names]
+    return outcomes, counts(ballots)
 
 
-def _outcome(ballots: Mapping[object, str], first: str) -> float:
-    said = Counter(ballots.values())
+def counts(ballots: Ballots) -> dict[str, float]:
+    """``votes``; ``several_raters``: pairs of two or more; ``raters_agree``: those of them whose votes are the same;
+    ``agreement``: Krippendorff's α, absent where there is nothing to agree on."""
+    several = [set(said.values()) for said in ballots.values() if len(said) > 1]
+    found: dict[str, float] = {"votes": sum(map(len, ballots.values())), "several_raters": len(several)}
+    found["raters_agree"] = sum(len(said) == 1 for said in several)
+    alpha = krippendorff([*said.values()] for said in ballots.values())
+    return found if alpha is None else found | {"agreement": alpha}
+
+
+def outcome(said: Mapping[Any, str], first: str) -> float:
+    """Of a pair, by what its raters said: a side wins where more than half of the votes are for it, else it ties."""
+    votes = Counter(said.values())
     for side in ("first", "second"):
-        if said[side] * 2 > len(ballots):
+        if votes[side] * 2 > len(said):
             return WIN if (side == "first") == (first == "a") else LOSS
     return TIE
