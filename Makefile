@@ -7,7 +7,7 @@ RUN := HF_HUB_OFFLINE=1 $(BIN)
 
 COMPARISONS := sample tune score round image
 
-.PHONY: quickstart quickstart-image test test-vllm vllm check bench bench-page bench-reward clean
+.PHONY: quickstart quickstart-image test test-vllm test-ui vllm check bench bench-page bench-reward clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -23,6 +23,10 @@ vllm: $(VLLM)/.ready  ## an environment of its own with vLLM's CPU build: .venv-
 
 test-vllm: $(VLLM)/.ready  ## the real engine and the real server, on the real model: a quarter of an hour
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default tests_vllm
+
+test-ui: $(VENV)/.ui  ## report and app in Debian's Chromium, on a quickstart run: screenshots in runs/screenshots
+	@test -d runs/quickstart/rounds || $(MAKE) quickstart
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests_ui
 
 check: $(VENV)/.dev  ## format, lint, types
 	@$(BIN)/ruff format --check .
@@ -61,6 +65,9 @@ $(VENV)/.image: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev)
+
+$(VENV)/.ui: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(call install,dev$(comma)browser)
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(call install,dev$(comma)bench)

@@ -15,6 +15,7 @@ from .outlook import outlook
 from .preparation import preparation
 from .stages import stages
 from .studies import studies
+from .viewing import viewing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,7 @@ app.add_typer(stages)
 app.add_typer(studies)
 app.add_typer(outlook)
 app.add_typer(preparation)
+app.add_typer(viewing)
 
 
 def _version(wanted: bool) -> None:

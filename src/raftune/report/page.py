@@ -151,11 +151,19 @@ def _prompt(prompt: Prompt) -> str:
 
 def _picture(picture: Any) -> str | None:
     """As a data address; None where the file is gone or damaged."""
+    try:
+        return data_address(picture.image)
+    except UserError:
+        return None
+
+
+def data_address(picture: Path | Any) -> str | None:
+    """A picture (PIL), or that in a file, as it stands in a page, at a size to look at; None where there is none."""
     from PIL import Image
 
     try:
-        image = picture.image
-    except UserError:
+        image = Image.open(picture).convert("RGB") if isinstance(picture, Path) else picture
+    except OSError:
         return None
     scale = SIDE / max(image.size)
     smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

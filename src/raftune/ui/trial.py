@@ -12,7 +12,10 @@ from typing import Any
 from ..errors import UserError
 from ..evaluate import votes
 from ..evaluate.winrate import Tally, tally
+from ..files import read_json, write_json
 from ..prompts import read_rows
+from ..sides import paired, side
+from ..types import Scored
 from .ballots import Ballots, Vote
 
 VOTES_DB, VOTES_FILE = "votes.db", "votes.jsonl"
@@ -72,3 +75,28 @@ class Trial:
         """Write all votes as lines that ``raftune compare --by`` reads; where, and how many."""
         path = self.folder / VOTES_FILE
         return path, self.ballots.export(path)
+
+
+def prepared(folder: Path, run: Path, other: Path | None, seed: int = 0) -> Trial:
+    """The comparison that is kept in ``folder``, or a new one: the run's best round against its own start, or against
+    the best round of ``other``. Once there it stays as it is, whatever the run does. UserError where the folder holds
+    another one."""
+    asked = {"run": str(run.resolve()), "other": None if other is None else str(other.resolve()), "seed": seed}
+    kept = folder / "trial.json"
+    if kept.exists():
+        if (before := read_json(kept)) != asked:
+            changed = next(name for name in asked if before.get(name) != asked[name])
+            raise UserError(
+                f"{folder}: holds another comparison ({changed}: {before.get(changed)}); name another --out"
+            )
+        return Trial(folder)
+    pairs, _ = paired(side(run), side(other) if other else side(run, 0))
+    votes.write(folder, [pair for pair in pairs if _differ(pair)], seed)
+    write_json(kept, asked)
+    return Trial(folder)
+
+
+def _differ(pair: tuple[Scored, Scored]) -> bool:
+    """Of two that are the same nobody can say which is better."""
+    a, b = (one.candidate.output for one in pair)
+    return str(a) != str(b) if not hasattr(a, "sha256") else a.sha256 != b.sha256

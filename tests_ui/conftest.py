@@ -1,0 +1,67 @@
+"""Debian's Chromium, a finished run, and the server as a person starts it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+RUN = Path(os.environ.get("RUN", "runs/quickstart"))
+PICTURES = Path(__file__).parent.parent / "runs" / "screenshots"
+
+
+@pytest.fixture(scope="session")
+def run() -> Path:
+    """A run that `make quickstart` made."""
+    if not (RUN / "rounds").is_dir():
+        pytest.fail(f"{RUN}: no run; make quickstart first, or RUN=…")
+    return RUN.resolve()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+
+
+class Server:
+    """`raftune view` in a process of its own."""
+
+    def __init__(self, *arguments: Any, **environment: str) -> None:
+        command = [str(Path(sys.executable).with_name("raftune")), "view", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.address = line.split()[0] if line else ""
+        assert self.address.startswith("http"), f"it said {line!r}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    started: list[Server] = []
+
+    def start(*arguments: Any, **environment: str) -> Server:
+        started.append(Server(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.kill()

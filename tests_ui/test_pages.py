@@ -1,0 +1,163 @@
+"""Report and app in a real browser: what a person sees, clicks and loses when the server dies."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from raftune.report import page as report
+from raftune.report.record import Record
+from raftune.ui.ballots import Ballots
+from tests_ui.conftest import PICTURES
+
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+def opened(browser: Browser, width: str = "desktop", scheme: Any = "light", **context: Any) -> Page:
+    """A page that fails where a script does, and reaches nothing but this machine."""
+    size = WIDTHS[width]
+    page = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, **context
+    ).new_page()
+    page.set_default_timeout(20_000)
+    foreign: list[str] = []
+
+    def watch(route: Any) -> None:
+        address = route.request.url
+        if re.match(r"(file|data|blob):|https?://(127\.0\.0\.1|localhost)[:/]", address):
+            route.continue_()
+        else:
+            foreign.append(address)
+            route.abort()
+
+    page.route("**/*", watch)
+    page.on("pageerror", lambda error: pytest.fail(f"a script failed: {error}"))
+    page.foreign = foreign  # type: ignore[attr-defined]
+    return page
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core finds that keeps people out."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in {"serious", "critical"}
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_report(browser: Browser, run: Path, tmp_path: Path, width: str, scheme: str) -> None:
+    path = tmp_path / "report.html"
+    report.write(path, [Record.of(run)])
+    page = opened(browser, width, scheme)
+    page.goto(path.as_uri())
+    expect(page.locator("h1")).to_have_text(run.name)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    assert page.foreign == []  # type: ignore[attr-defined]
+    assert serious(page) == []
+    page.screenshot(path=PICTURES / f"report-{width}-{scheme}.png", full_page=True)
+
+
+def found(page: Page) -> int:
+    """How many candidates fit, as the page says."""
+    text = page.locator("#found").inner_text()
+    return 0 if "nothing" in text else int(text.rsplit(" ", 1)[1].replace(",", ""))
+
+
+def test_browse(browser: Browser, run: Path, serve: Callable[..., Any]) -> None:
+    server = serve(run)
+    page = opened(browser)
+    page.goto(server.address)
+    expect(page.locator("#found")).to_contain_text("1 to 20 of")
+    every = found(page)
+    assert every == sum(row.get("sample/candidates", 0) for row in Record.of(run).rows)
+    page.get_by_role("button", name="Later").click()
+    expect(page.locator("#found")).to_contain_text("21 to 40 of")
+    page.get_by_label("Answer contains").fill("love")
+    page.get_by_label("Answer contains").press("Enter")
+    expect(page.locator("#found")).to_contain_text("1 to ")
+    assert 0 < found(page) < every
+    for text in page.locator("#cards .rt-text:not(.rt-prompt)").all_inner_texts():
+        assert "love" in text.lower()
+    assert page.foreign == []  # type: ignore[attr-defined]
+    assert serious(page) == []
+    page.screenshot(path=PICTURES / "browse-desktop.png", full_page=True)
+    phone = opened(browser, "phone", "dark")
+    phone.goto(server.address)
+    expect(phone.locator("#found")).to_contain_text("of")
+    phone.screenshot(path=PICTURES / "browse-phone.png")
+    assert server.stop() == 0
+
+
+def begin(page: Page, address: str, name: str) -> None:
+    page.goto(address)
+    page.get_by_label("Your name").fill(name)
+    page.get_by_role("button", name="Begin").click()
+    expect(page.locator("#state")).to_contain_text(f"{name}: ")
+
+
+def vote(page: Page, button: str, done: int) -> None:
+    time.sleep(0.5)  # who clicks at once has not read
+    page.get_by_role("button", name=button).click()
+    expect(page.locator("#state")).to_contain_text(f": {done} of")
+
+
+def test_two_raters_a_crash_and_every_vote(
+    browser: Browser, run: Path, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    server = serve(run, "--blind", "--out", tmp_path)
+    ann, bob = opened(browser), opened(browser, "phone", "dark")
+    begin(ann, server.address, "Ann")
+    begin(bob, server.address, "Bob")
+    assert serious(ann) == []
+    ann.screenshot(path=PICTURES / "judge-desktop.png", full_page=True)
+    for number in range(1, 6):
+        vote(ann, "The first is better", number)
+        vote(bob, "Neither" if number % 2 else "The second is better", number)
+    server.kill()
+    again = serve(run, "--blind", "--out", tmp_path)
+    for page, name in ((ann, "Ann"), (bob, "Bob")):
+        begin(page, again.address, name)
+        expect(page.locator("#state")).to_contain_text(f"{name}: 5 of")
+    for number in range(6, 11):
+        vote(ann, "The second is better", number)
+        vote(bob, "Neither", number)
+    bob.screenshot(path=PICTURES / "judge-phone.png", full_page=True)
+    ann.get_by_role("button", name="Change my last vote").click()
+    vote(ann, "Neither", 10)
+    cast = Ballots(tmp_path / "votes.db").votes()
+    said = {name: [one.vote for one in cast if one.rater == name] for name in ("Ann", "Bob")}
+    assert said["Ann"] == ["first"] * 5 + ["second"] * 4 + ["tie"]
+    assert said["Bob"] == ["tie", "second", "tie", "second", "tie", *["tie"] * 5]
+    assert len({one.pair for one in cast}) == 10  # both judged the same ten
+    assert ann.foreign == bob.foreign == []  # type: ignore[attr-defined]
+
+
+def test_a_double_click_is_one_vote(browser: Browser, run: Path, tmp_path: Path, serve: Callable[..., Any]) -> None:
+    page = opened(browser)
+    begin(page, serve(run, "--blind", "--out", tmp_path).address, "Cy")
+    time.sleep(0.5)
+    page.get_by_role("button", name="The first is better").dblclick()
+    expect(page.locator("#state")).to_contain_text(": 1 of")
+    time.sleep(1)
+    expect(page.locator("#state")).to_contain_text(": 1 of")
+    assert len(Ballots(tmp_path / "votes.db").votes()) == 1
+
+
+def test_others_need_the_token(browser: Browser, run: Path, serve: Callable[..., Any]) -> None:
+    page = opened(browser)
+    page.goto(serve(run, "--token", "open sesame").address)
+    page.get_by_label("username").fill("Ann")
+    page.get_by_label("password").fill("guess")
+    page.get_by_role("button", name="Login").click()
+    expect(page.get_by_text("Incorrect")).to_be_visible()
+    page.get_by_label("password").fill("open sesame")
+    page.get_by_role("button", name="Login").click()
+    expect(page.locator("#found")).to_contain_text("1 to 20 of")
