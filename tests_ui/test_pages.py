@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
+from tests_ui.conftest import PICTURES
 
 from raftune.report import page as report
 from raftune.report.record import Record
 from raftune.ui.ballots import Ballots
-from tests_ui.conftest import PICTURES
 
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 

@@ -22,6 +22,8 @@ _PUBLIC = {
     "Picture": "picture",
     "PictureCodec": "picture",
     "Prompt": "types",
+    "RAFTConfig": "trainer_config",
+    "RAFTTrainer": "trainer",
     "Recipe": "config",
     "Rewards": "score",
     "Round": "types",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from .score import Rewards as Rewards
     from .score import Weighted as Weighted
     from .store import Run as Run
+    from .trainer import RAFTTrainer as RAFTTrainer
+    from .trainer_config import RAFTConfig as RAFTConfig
     from .tune.image import ImageLearner as ImageLearner
     from .tune.lora import Lora as Lora
     from .tune.text import TextLearner as TextLearner

@@ -30,12 +30,14 @@ FILES = re.compile(r"evaluate\.also\.\w+\.path|sample\.sources\.[\w-]+\.path")
 @dataclass(frozen=True)
 class Parts:
     """A recipe's implementations. ``beside`` is the recipe's folder; ``folder`` the run's, where what was paid for is
-    kept; ``shards``: so many of a watched folder make a round, and the recipe's prompts are only held out."""
+    kept; ``shards``: so many of a watched folder make a round, and the recipe's prompts are only held out; ``given``:
+    the reward itself, where it is at hand and the recipe only names it."""
 
     recipe: Recipe
     beside: Path = Path()
     folder: Path | None = None
     shards: int | None = None
+    given: Rewards | None = None
 
     @cached_property
     def model(self) -> str:
@@ -67,7 +69,7 @@ class Parts:
 
     @cached_property
     def rewards(self) -> Rewards:
-        return pick.rewards(self.recipe.reward, self.beside)
+        return self.given or pick.rewards(self.recipe.reward, self.beside)
 
     @cached_property
     def shaped(self) -> Rewards:
