@@ -1,15 +1,15 @@
-"""Training seconds to a given held-out reward: RAFT against TRL's GRPO and RLOO at their best of three learning rates.
+"""Training seconds to a given held-out reward: RAFT, TRL's GRPO and RLOO, each at its best of three learning rates.
 
 The recipe is the quickstart's (SmolLM2-135M-Instruct, VADER, 24 prompts × 8 answers × 40 tokens a step), the same
 prompts in the same order, the same reward code and the same held-out evaluation for all (``bench/peers.py`` says what
-is equal and what is each library's own). Ours runs at the recipe's own learning rate only. GRPO and RLOO run on seed 0
-at three constant learning rates; the one that is first at the target, or else ends with the highest held-out
-reward, runs on the other seeds. A peer that is not there after FACTOR × the median of our seconds is stopped: its
-figure is a lower bound, and so is what follows from it.
+is equal and what is each library's own). Each method runs on seed 0 at three learning rates; the one that is first at
+the target, or else ends with the highest held-out reward, runs on the other seeds. Peers' rates are constant. A peer
+that is not there after FACTOR × the median of our seconds is stopped: its figure is a lower bound, and so is what
+follows from it.
 
-Seconds are those of training; evaluation is aside on all sides (another process, while training waits). Ours is
-evaluated after every round, a peer after every third step; of the steps between an evaluation below the target and one
-at it the first one counts, in the peer's favour. Memory is the process's peak while training; GRPO and RLOO have 48
+Seconds are those of training; evaluation is aside on all sides (another process, while training waits), after every
+round and every step; with ``--every`` more, of a peer's steps between an evaluation below the target and one at it the
+first one counts. Memory is the process's peak while training; GRPO and RLOO have 48
 samples in the model at once and accumulate.
 
     python bench/time_to_reward.py --cpus 0 --cpus 1 --threads 1    # two runs at a time, each on a core of its own
@@ -49,12 +49,11 @@ class Job:
 
     method: str
     seed: int
-    learning_rate: float | None = None
+    learning_rate: float
 
     @property
     def name(self) -> str:
-        rate = "" if self.learning_rate is None else f"-{self.learning_rate:g}"
-        return f"{self.method}{rate}-{self.seed}"
+        return f"{self.method}-{self.learning_rate:g}-{self.seed}"
 
 
 class Campaign:
@@ -91,17 +90,26 @@ class Campaign:
         command += ["--method", job.method, "--seed", str(job.seed), "--out", str(options.out / job.name)]
         for change in options.set:
             command += ["--set", change]
+        command += ["--learning-rate", str(job.learning_rate), "--until", str(options.target)]
         if job.method == "raft":
             return [*command, "--steps", str(options.rounds), "--evaluate-every", "1"]
         assert cap is not None
-        command += ["--steps", str(options.steps), "--minutes", f"{cap / 60:.4f}", "--until", str(options.target)]
-        command += ["--evaluate-every", str(options.every), "--trl", "lr_scheduler_type=constant"]
-        return [*command, "--learning-rate", str(job.learning_rate)]
+        command += ["--steps", str(options.steps), "--minutes", f"{cap / 60:.4f}"]
+        return [*command, "--evaluate-every", str(options.every), "--trl", "lr_scheduler_type=constant"]
 
     def all(self, jobs: Sequence[Job], cap: float | None = None) -> list[dict[str, Any]]:
         """The results of some jobs, as many at a time as there are places."""
         with ThreadPoolExecutor(self.places.qsize()) as pool:
             return list(pool.map(lambda job: self.run(job, cap), jobs))
+
+    def tuned(self, methods: Sequence[str], cap: float | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Each method's best rate on the first seed, and all runs, those of the other seeds at that rate."""
+        options = self.options
+        firsts = self.all([Job(method, 0, rate) for method in methods for rate in options.rates], cap)
+        of = {method: [one for one in firsts if one["method"] == method] for method in methods}
+        best = {method: best_rate(of[method], options.target) for method in methods}
+        later = range(1, options.seeds)
+        return best, [*firsts, *self.all([Job(m, seed, best[m]) for m in methods for seed in later], cap)]
 
 
 def kept(result: dict[str, Any]) -> dict[str, Any]:
@@ -135,13 +143,13 @@ def best_rate(runs: Sequence[dict[str, Any]], target: float) -> float:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"))
-    parser.add_argument("--target", type=float, default=0.4, help="held-out reward")
+    parser.add_argument("--target", type=float, default=0.5, help="held-out reward")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--factor", type=float, default=10.5, help="peers may take so many times our median seconds")
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4], help="of the peers")
+    parser.add_argument("--factor", type=float, default=12.0, help="peers may take so many times our median seconds")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 1e-4, 2e-4], help="of each method")
     parser.add_argument("--rounds", type=int, default=10, help="ours, at most")
     parser.add_argument("--steps", type=int, default=1000, help="a peer's, at most")
-    parser.add_argument("--every", type=int, default=3, help="a peer is evaluated after every so manieth step")
+    parser.add_argument("--every", type=int, default=1, help="a peer is evaluated after every so manieth step")
     parser.add_argument("--set", nargs="*", default=["evaluate.k=4"], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--threads", type=int, help="threads of every run")
     parser.add_argument(
@@ -154,18 +162,16 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
-    campaign, target, seeds = Campaign(options), options.target, range(options.seeds)
-    ours = campaign.all([Job("raft", seed) for seed in seeds])
-    when = [arrived(one, target) for one in ours]
+    campaign, target = Campaign(options), options.target
+    best, ours = campaign.tuned(["raft"])
+    when = [arrived(one, target) for one in ours if one["learning_rate"] == best["raft"]]
     if any(one.bound for one in when):
         sys.exit(f"ours did not reach {target} within {options.rounds} rounds on every seed; set another --target")
     if any(one.seconds == 0 for one in when):
         sys.exit(f"the initial model stands at {target} already; set a higher --target")
     cap = options.factor * median(one.seconds for one in when)
-    firsts = campaign.all([Job(method, 0, rate) for method in PEERS for rate in options.rates], cap)
-    best = {method: best_rate([one for one in firsts if one["method"] == method], target) for method in PEERS}
-    others = campaign.all([Job(method, seed, best[method]) for method in PEERS for seed in seeds[1:]], cap)
-    runs = [*ours, *firsts, *others]
+    theirs, others = campaign.tuned(PEERS, cap)
+    best, runs = best | theirs, [*ours, *others]
     keep(options, cap, best, runs)
     for one in runs:
         line = {key: one[key] for key in ("method", "learning_rate", "seed")}

@@ -204,24 +204,28 @@ def test_the_race_on_the_page(tmp_path: Path) -> None:
 def test_a_campaign_takes_the_best_rate_to_the_other_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours first, its median seconds make the cap; three rates on seed 0; the best on the others; all is kept."""
     asked: list[tuple[str, float | None]] = []
-    ends = {1e-4: 0.2, 2e-5: 0.4, 5e-5: 0.3}
+    ends = {1e-4: 0.3, 2e-4: 0.2, 5e-5: 0.4}
 
     def run(campaign: Any, job: time_to_reward.Job, cap: float | None = None) -> dict[str, Any]:
         asked.append((job.name, cap))
-        if job.learning_rate is None:
-            return run_of("raft", job.seed, [0.1, 0.3, 0.6], 10 * (1 + job.seed))
+        if job.method == "raft":
+            slower = 1 if job.learning_rate == 1e-4 else 2
+            return run_of("raft", job.seed, [0.1, 0.3, 0.6], 10 * slower * (1 + job.seed), job.learning_rate)
         return run_of(job.method, job.seed, [0.1, ends[job.learning_rate]], 300, job.learning_rate)
 
     monkeypatch.setattr(time_to_reward.Campaign, "run", run)
     monkeypatch.setattr(time_to_reward, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--factor", "5"])
     time_to_reward.main()
-    firsts = [f"{method}-{rate}-0" for method in ("grpo", "rloo") for rate in ("2e-05", "5e-05", "0.0001")]
-    others = [f"{method}-2e-05-{seed}" for method in ("grpo", "rloo") for seed in (1, 2)]
-    assert asked == [(f"raft-{seed}", None) for seed in range(3)] + [(name, 200.0) for name in (*firsts, *others)]
+    rates = ("5e-05", "0.0001", "0.0002")
+    ours = [*(f"raft-{rate}-0" for rate in rates), "raft-0.0001-1", "raft-0.0001-2"]
+    firsts = [f"{method}-{rate}-0" for method in ("grpo", "rloo") for rate in rates]
+    others = [f"{method}-5e-05-{seed}" for method in ("grpo", "rloo") for seed in (1, 2)]
+    assert asked == [(name, None) for name in ours] + [(name, 200.0) for name in (*firsts, *others)]
     (path,) = tmp_path.glob("*/time_to_reward.json")
     kept = json.loads(path.read_text())
-    assert (kept["best"], kept["cap_seconds"], len(kept["runs"])) == ({"grpo": 2e-5, "rloo": 2e-5}, 200.0, 13)
+    assert kept["best"] == {"raft": 1e-4, "grpo": 5e-5, "rloo": 5e-5}
+    assert (kept["cap_seconds"], len(kept["runs"])) == (200.0, 15)
     found = aims.race(kept, "grpo")["ratio"]
     assert (found.middle, found.bound, str(found)) == (7.5, True, "> 7.5")
     monkeypatch.setattr(sys, "argv", ["it", "--out", str(tmp_path / "runs"), "--target", "0.7"])
