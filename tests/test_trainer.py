@@ -154,8 +154,8 @@ def test_lengths_are_those_of_a_grpo_run() -> None:
 
 def test_what_means_nothing_is_said(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "raftune"):
-        RAFTTrainer(str(tiny), long, config(tmp_path, epsilon=0.2, warmup_ratio=0.1, group_by_length=True), asked())
-    assert "epsilon" in caplog.text and "warmup" in caplog.text
+        RAFTTrainer(str(tiny), long, config(tmp_path, epsilon=0.2, label_smoothing_factor=0.1), asked())
+    assert "epsilon" in caplog.text and "label_smoothing_factor" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "raftune"):
         RAFTTrainer(str(tiny), long, config(tmp_path), asked())

@@ -13,12 +13,11 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from . import files
+from . import files, pick
 from .build import Parts
 from .errors import UserError
 from .experiment import Experiment
 from .models import load_model, load_tokenizer, quiet
-from .reward.functions import FunctionReward
 from .score import Rewards, Weighted
 from .trainer_config import RAFTConfig
 
@@ -70,7 +69,7 @@ class RAFTTrainer:
         """The recipe that the arguments make, and its run directory."""
         from .recipe import parse
 
-        asked = self.folder / "trainer"  # what was handed over in memory, as files
+        asked = self.folder / ".trainer"  # what was handed over in memory, as files
         prompts: dict[str, Any] = {"path": str(_written(asked / "prompts.jsonl", self._prompts).resolve())}
         heldout: Any = self.args.heldout or min(HELDOUT, max(1, len(self._prompts) // 10))
         train = len(self._prompts) - (heldout if isinstance(heldout, int) else int(heldout * len(self._prompts)))
@@ -125,9 +124,9 @@ class RAFTTrainer:
 
     @property
     def policy(self) -> str:
-        """Where the policy of the best round lies."""
+        """Where the policy of the last round lies; with ``load_best_model_at_end`` that of the best one."""
         run = self.experiment.run
-        return str(run.policy_of(run.best()))
+        return str(run.policy_of(run.best() if self.args.load_best_model_at_end else run.last))
 
     @cached_property
     def processing_class(self) -> Any:
@@ -198,20 +197,13 @@ def _written(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 def _rewards(given: Any, weights: Sequence[float] | None) -> tuple[Rewards, list[dict[str, Any]]]:
     """The sum of the functions, and what the recipe says of it."""
-    from .reward.classifier import ClassifierReward
-
     several = list(given) if isinstance(given, list | tuple) else [given]
     if weights is not None and len(weights) != len(several):
         raise UserError(f"reward_weights: {len(weights)} weights for {len(several)} reward_funcs")
     members, named = [], []
     for number, one in enumerate(several):
         weight = 1.0 if weights is None else weights[number]
-        if isinstance(one, str | Path):
-            reward: Any = ClassifierReward(str(one), _name(one))
-        elif hasattr(one, "name"):
-            reward = one
-        else:
-            reward = FunctionReward(one, getattr(one, "__name__", type(one).__name__))
+        reward = pick.handed(one)
         members.append(Weighted(reward, weight))
         named.append({"use": f"given:{reward.name}", "name": reward.name, "weight": weight})
     return Rewards(tuple(members)), named

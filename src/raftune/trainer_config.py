@@ -35,7 +35,7 @@ lr_scheduler_type max_grad_norm weight_decay gradient_checkpointing gradient_che
 push_to_hub hub_model_id hub_token hub_private_repo report_to run_name logging_steps logging_strategy
 logging_first_step logging_dir disable_tqdm save_strategy save_steps eval_strategy eval_steps
 per_device_eval_batch_size remove_unused_columns bf16 use_cpu load_best_model_at_end save_total_limit log_level
-data_seed do_train do_eval
+data_seed do_train do_eval dataloader_pin_memory
 """
 MEANT = frozenset(_MEANT.split())
 _Others = make_dataclass("_Others", [(name, Any, field(default=None)) for name in OF_OTHERS])

@@ -6,13 +6,14 @@ Torch is imported only inside these functions, when a part needs it, so that rea
 from .modalities import Modality, modality, modality_in, modality_of, token_counter
 from .parts import halving, learner, pool, reward_learner, sampler, select, source, sources
 from .places import beside_of, model
-from .scorers import calibration, judge, kl_shaped, perplexity, reward, rewards
+from .scorers import calibration, handed, judge, kl_shaped, perplexity, reward, rewards
 
 __all__ = [
     "Modality",
     "beside_of",
     "calibration",
     "halving",
+    "handed",
     "judge",
     "kl_shaped",
     "learner",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import RewardConfig
 from ..errors import UserError
@@ -50,6 +50,19 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
     if config.elsewhere and not getattr(found, "elsewhere", False):
         raise UserError(f"reward: {config.use} works here, where the policy is; `elsewhere` is for your own functions")
     return found
+
+
+def handed(one: Any) -> Reward:
+    """What a caller has at hand: a reward as it is, a function with TRL's signature, or where a classifier lies."""
+    if isinstance(one, str | Path):
+        from ..reward.classifier import ClassifierReward
+
+        return ClassifierReward(str(one), Path(str(one)).name)
+    if hasattr(one, "name"):
+        return one
+    from ..reward.functions import FunctionReward
+
+    return FunctionReward(one, getattr(one, "__name__", type(one).__name__))
 
 
 def _reward(config: RewardConfig, beside: Path) -> Reward:

@@ -132,23 +132,7 @@ class App:
         outputs = [state, shown, voting, below, note, who, at]
 
         def see(rater: str, pair: dict[str, Any] | None = None) -> tuple[Any, ...]:
-            """The pair that is named, else the next one."""
-            done, pair = len(trial.given(rater)), pair or trial.next_for(rater)
-            going = gr.Row(visible=pair is not None)
-            told = f"{rater}: {done} of {len(trial.pairs)} pairs" + ("" if pair else ". That was all; thank you.")
-            html = cards.of_pair(pair, trial.folder) if pair else ""
-            return (
-                told,
-                html,
-                going,
-                gr.Row(visible=bool(done) or pair is not None),
-                "",
-                rater,
-                (
-                    pair["id"] if pair else "",
-                    time.time(),
-                ),
-            )
+            return seen(trial, cards, rater, pair)
 
         def start(given: str) -> tuple[Any, ...]:
             rater = rater_of(given)
@@ -179,6 +163,15 @@ class App:
         with gr.Accordion("Results; whoever still judges should not look", open=False):
             look, out = gr.Button("Show what was voted so far", size="sm"), gr.Markdown("")
             look.click(said(lambda: results(trial)), None, out)
+
+
+def seen(trial: Trial, cards: Cards, rater: str, pair: dict[str, Any] | None) -> tuple[Any, ...]:
+    """What a rater sees: the pair that is named, else the next one."""
+    done, pair = len(trial.given(rater)), pair or trial.next_for(rater)
+    told = f"{rater}: {done} of {len(trial.pairs)} pairs" + ("" if pair else ". That was all; thank you.")
+    voting, below = gr.Row(visible=pair is not None), gr.Row(visible=bool(done) or pair is not None)
+    shown_at = (pair["id"] if pair else "", time.time())
+    return told, cards.of_pair(pair, trial.folder) if pair else "", voting, below, "", rater, shown_at
 
 
 def results(trial: Trial) -> str:
