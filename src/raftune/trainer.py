@@ -111,7 +111,8 @@ class RAFTTrainer:
                 self._tell("on_step_end")
             self._tell("on_train_end")
         losses = [row["tune/loss"] for row in self.state.log_history if "tune/loss" in row]
-        metrics = {key: value for key, value in self.state.log_history[-1].items() if isinstance(value, int | float)}
+        last = self.state.log_history[-1]
+        metrics = {key: float(value) for key, value in last.items() if isinstance(value, int | float)}
         if self.args.push_to_hub:
             self.push_to_hub()
         return TrainOutput(self.state.global_step, losses[-1] if losses else float("nan"), metrics)

@@ -31,8 +31,9 @@ def _line(axes: Axes, record: Record, figure: str, label: str) -> None:
     rounds, values = record.series(figure)
     if not rounds:
         return
-    style = {"color": KINDS[label]} if label in KINDS else {}
-    (line,) = axes.plot(rounds, values, marker="o", label=plain(label), **style)
+    (line,) = axes.plot(rounds, values, marker="o", label=plain(label))
+    if label in KINDS:
+        line.set_color(KINDS[label])
     error = figure.removesuffix("_mean") + "_se"
     errors = [record.row(number).get(error) for number in rounds]
     if any(errors):

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..plots import figure_of
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 INK, GRID = "#010101", "#020202"  # stand for the page's own, as do the series'
 SERIES = tuple(f"#0304{number:02x}" for number in range(1, 9))
-STYLE = {
+STYLE: Any = {  # matplotlib's own names of settings
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
     "font.size": 9.0,

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
 
 from .. import interrupt
 from ..errors import UserError
@@ -56,7 +57,7 @@ class App:
             share=False,
             footer_links=[],
             css=CSS,
-            theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+            theme=Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
             ssr_mode=False,
         )
         ready(address)
