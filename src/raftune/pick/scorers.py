@@ -58,11 +58,9 @@ def handed(one: Any) -> Reward:
         from ..reward.classifier import ClassifierReward
 
         return ClassifierReward(str(one), Path(str(one)).name)
-    if hasattr(one, "name"):
-        return one
-    from ..reward.functions import FunctionReward
+    from ..reward.functions import rewards as of_functions
 
-    return FunctionReward(one, getattr(one, "__name__", type(one).__name__))
+    return of_functions(one).members[0].reward
 
 
 def _reward(config: RewardConfig, beside: Path) -> Reward:
