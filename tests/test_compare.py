@@ -6,11 +6,9 @@ import itertools
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from test_cli import CODEC, call, work, write_recipe  # noqa: F401  (work is a f
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raftune import compare, table
+from raftune import endpoint as server
 from raftune.evaluate import votes
 from raftune.evaluate.judge import TEMPLATE, EndpointJudge, Remembered, question, verdict
 from raftune.evaluate.local_judge import LocalJudge
@@ -107,6 +106,9 @@ class Fake:
             self.asked.append(questions[place])
             keep(place, self.say(questions[place]))
 
+    def cost(self, tokens: tuple[int, int]) -> None:
+        raise AssertionError(f"{tokens}: it counted none")
+
 
 def answers_in(text: str) -> tuple[str, str]:
     (found,) = re.findall(
@@ -184,42 +186,50 @@ def test_a_question_holds_the_prompt_and_both_answers() -> None:
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> type:
-    """A stand-in for the client of OpenAI-compatible servers, with its interface."""
+    """The client of OpenAI-compatible servers with a perfect judge in place of the network; a token a word."""
 
     @dataclass(frozen=True)
-    class Request:
-        messages: Any
-        max_tokens: int
-        temperature: float = 1.0
-        n: int = 1
-
-    @dataclass(frozen=True)
-    class Answer:
-        texts: tuple[str, ...]
-
-    @dataclass(frozen=True)
-    class Endpoint:
-        model: str
-        url: str | None = None
-
-        def ask(self, requests: Sequence[Any], keep: Callable[[int, Any], None]) -> None:
+    class Answered(server.Endpoint):
+        def ask(self, requests: Sequence[Any], keep: Callable[[int, Any], None] = lambda *_: None) -> list[Any]:
             for place, request in enumerate(requests):
                 assert (request.temperature, request.n) == (0.0, 1)
                 (message,) = request.messages
                 assert message["role"] == "user"
-                keep(place, Answer((perfect(message["content"]),)))
+                text = message["content"]
+                keep(place, server.Answer((perfect(text),), ("stop",), len(text.split()), 1))
+            return []
 
-    fake = ModuleType("raftune.endpoint")
-    for made in (Request, Answer, Endpoint):
-        setattr(fake, made.__name__, made)
-    monkeypatch.setitem(sys.modules, "raftune.endpoint", fake)
-    return Endpoint
+    monkeypatch.setattr(server, "Endpoint", Answered)
+    return Answered
 
 
 def test_a_server_judges(endpoint: type, tmp_path: Path) -> None:
     judge = EndpointJudge(endpoint("judge-1", "http://here/v1"))
     assert compare.by_judge(PAIRS, judge, tmp_path).outcomes == [1.0, 0.0, 0.5, 0.5]
     assert Remembered(EndpointJudge(endpoint("judge-2")), tmp_path / "x").judge.name == "openai judge-2"
+
+
+def test_a_judge_tells_what_it_took(endpoint: type, tmp_path: Path) -> None:
+    """Also what was asked for in an earlier session, which costs nothing again."""
+    asked = [question(pair[0].candidate.prompt, *order) for pair in PAIRS[:3] for order in both_orders(pair)]
+    words = sum(len(text.split()) for text in asked)
+    judge = EndpointJudge(endpoint("judge", price=server.Price(2.0, 30.0)))
+    compare.by_judge(PAIRS[:1], judge, tmp_path)
+    for _ in range(2):
+        counts = compare.by_judge(PAIRS, judge, tmp_path).counts
+        assert (counts["prompt_tokens"], counts["completion_tokens"]) == (words, 6)
+        assert counts["cost"] == pytest.approx((2 * words + 30 * 6) / 1e6)
+    assert "cost" not in compare.by_judge(PAIRS, EndpointJudge(endpoint("judge")), tmp_path).counts
+    (tmp_path / "old").mkdir()
+    lines = [json.loads(line) for line in (tmp_path / compare.VERDICTS).read_text().splitlines()]
+    del lines[0]["tokens"]  # a file of an earlier version, or of a server that does not count
+    (tmp_path / "old" / compare.VERDICTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "prompt_tokens" not in compare.by_judge(PAIRS, judge, tmp_path / "old").counts
+
+
+def both_orders(pair: tuple[Scored, Scored]) -> list[tuple[str, str]]:
+    a, b = (str(one.candidate.output) for one in pair)
+    return [(a, b), (b, a)]
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -377,8 +387,10 @@ def test_votes_and_judges_from_the_command_line(tmp_path: Path, endpoint: type) 
     for place, name in enumerate("ab"):
         table.write_scored(tmp_path / f"{name}.parquet", [two[place] for two in PAIRS], CODEC)
     a, b, out = tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "out"
-    judged = call("compare", a, b, "--by", "judge", "--judge-endpoint", "m", "--judge-url", "http://x/v1", "--out", out)
+    judged = call("compare", a, b, "--by", "judge", "--judge-endpoint", "m", "--judge-url", "http://x/v1",
+                  "--judge-price", 2, 30, "--out", out)  # fmt: skip
     assert judged.exit_code == 0, judged.output
+    assert "in the currency of its price" in judged.output
     told = json.loads((out / "compare.json").read_text())
     assert (told["win"], told["tie"], told["loss"]) == (1, 2, 1)
     asked = call("compare", a, b, "--by", "people", "--out", out)

@@ -12,7 +12,7 @@ from . import files, pick
 from .config import RewardConfig
 from .errors import UserError
 from .evaluate import best_of_n, votes
-from .evaluate.judge import Judge, Remembered, question, verdict
+from .evaluate.judge import Judge, Remembered, Tokens, question, verdict
 from .evaluate.winrate import TIE, Tally, by_both_orders, by_difference, tally
 from .sides import Side
 from .types import Candidate, Scored
@@ -80,7 +80,8 @@ def by_judge(pairs: Pairs, judge: Judge, folder: Path) -> Found:
         for place in differ
         for order in (texts[place], texts[place][::-1])
     ]
-    said = [verdict(answer) for answer in Remembered(judge, folder / VERDICTS).answers(asked)]
+    remembered = Remembered(judge, folder / VERDICTS)
+    said = [verdict(answer) for answer in remembered.answers(asked)]
     outcomes: list[float | None] = [TIE] * len(pairs)
     for row, place in enumerate(differ):
         outcomes[place] = by_both_orders(said[2 * row], said[2 * row + 1])
@@ -90,7 +91,15 @@ def by_judge(pairs: Pairs, judge: Judge, folder: Path) -> Found:
         "orders_disagree": sum({one, other} == {"A"} or {one, other} == {"B"} for one, other in orders),
         "same_text": len(pairs) - len(differ),
     }
-    return Found(pairs, outcomes, counts)
+    return Found(pairs, outcomes, counts | _price(judge, remembered.spent(asked)))
+
+
+def _price(judge: Judge, spent: Tokens | None) -> dict[str, float]:
+    """What the verdicts took, whenever they were asked for: tokens, and money where the price is known."""
+    if spent is None:
+        return {}
+    cost = judge.cost(spent)
+    return {"prompt_tokens": spent[0], "completion_tokens": spent[1]} | ({} if cost is None else {"cost": cost})
 
 
 def by_votes(pairs: Pairs, path: Path, folder: Path) -> Found:

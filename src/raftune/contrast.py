@@ -43,6 +43,9 @@ def verdict(told: Mapping[str, Any]) -> list[str]:
              "several_raters", "raters_agree")  # fmt: skip
     counted = [f"{told[name]} {name.replace('_', ' ')}" for name in names if told.get(name)]
     counted += [f"agreement (Krippendorff's α) {told['agreement']:.2f}"] if "agreement" in told else []
+    if "prompt_tokens" in told:
+        money = f", {told['cost']:.4g} in the currency of its price" if "cost" in told else ""
+        counted.append(f"the judge took {told['prompt_tokens']:,} + {told['completion_tokens']:,} tokens{money}")
     return [*lines, ", ".join(counted)] if counted else lines
 
 

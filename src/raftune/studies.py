@@ -82,7 +82,8 @@ def sweep(
 
 def _cells(results: Sequence[Result], figures: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Heading and lines: each cell's values, seeds, and mean ± standard deviation of each figure that is there."""
-    from .sweep import Spread, before, groups, summary, total_seconds
+    from .spread import Spread
+    from .sweep import before, groups, summary, total_seconds
 
     lines = summary(results, figures)
     shown = [name for name in figures if any(name in spreads for _, spreads in lines)]
@@ -142,6 +143,9 @@ def compare(
     judge_model: Annotated[str | None, typer.Option(help="A causal model as judge: folder or hub id.")] = None,
     judge_endpoint: Annotated[str | None, typer.Option(help="Model name on an OpenAI-compatible server.")] = None,
     judge_url: Annotated[str | None, typer.Option(help="That server; default: OpenAI's.")] = None,
+    judge_price: Annotated[
+        tuple[float, float] | None, typer.Option(min=0, help="Of a million tokens in, and out; the cost is shown.")
+    ] = None,
     seed: int = 0,
 ) -> None:
     """Win, tie and loss of two runs on the same held-out prompts, by a reward, a judge or people."""
@@ -156,9 +160,9 @@ def compare(
         raise UserError("compare: give two, or one run and --initial" + ("; --initial stands for B" if initial else ""))
     if initial and round_b is not None:
         raise UserError("--round-b: with --initial, B is round 0")
-    if (judge_model or judge_endpoint or judge_url) and by != "judge":
+    if (judge_model or judge_endpoint or judge_url or judge_price) and by != "judge":
         raise UserError("--judge-…: is for --by judge")
-    judge = pick.judge(judge_model, judge_endpoint, judge_url) if by == "judge" else None
+    judge = pick.judge(judge_model, judge_endpoint, judge_url, judge_price) if by == "judge" else None
     sides = {"a": side(a, round_a), "b": side(b or a, 0 if initial else round_b)}
     pairs, unpaired = paired(sides["a"], sides["b"])
     if judge and sides["a"].modality != "text":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import files
 from ..prompts import read_rows
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("judge_prompt.txt").read_text(encoding="utf-8").rstrip("\n")
 VERDICT = re.compile(r"\s*(A|B|[Tt]ie)\.?\s*")
 
-Keep = Callable[[int, str], None]
+Tokens = tuple[int, int]  # of a question, and of its answer
+
+
+class Keep(Protocol):
+    """What an answer is handed to, with its tokens where they are counted."""
+
+    def __call__(self, place: int, answer: str, tokens: Tokens | None = None, /) -> None: ...
 
 
 class Judge(Protocol):
@@ -28,6 +34,10 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Answers are remembered under it."""
+        ...
+
+    def cost(self, tokens: Tokens) -> float | None:
+        """What so many tokens cost; None where nobody asks for money, or the price is not known."""
         ...
 
     def ask(self, questions: Sequence[str], keep: Keep) -> None:
@@ -59,11 +69,16 @@ class EndpointJudge:
     def name(self) -> str:
         return f"{self.endpoint.url or 'openai'} {self.endpoint.model}"
 
+    def cost(self, tokens: Tokens) -> float | None:
+        return self.endpoint.cost(*tokens)
+
     def ask(self, questions: Sequence[str], keep: Keep) -> None:
         from ..endpoint import Request
 
         def said(place: int, answer: Answer) -> None:
-            keep(place, answer.texts[0] if answer.texts else "")
+            asked, answered = answer.prompt_tokens, answer.completion_tokens
+            tokens = None if asked is None or answered is None else (asked, answered)
+            keep(place, answer.texts[0] if answer.texts else "", tokens)
 
         messages = [({"role": "user", "content": text},) for text in questions]
         self.endpoint.ask([Request(one, self.max_tokens, temperature=0.0) for one in messages], said)
@@ -78,24 +93,37 @@ class Remembered:
 
     def answers(self, questions: Sequence[str]) -> list[str]:
         """One answer a question, in order."""
-        keys = [digest("judge", self.judge.name, text).hex() for text in questions]
-        known = self._known()
+        keys = self._keys(questions)
+        known = {key: row["answer"] for key, row in self._known().items()}
         new = {key: text for key, text in zip(keys, questions, strict=True) if key not in known}
         if new:
             fresh = list(new)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as lines:
 
-                def keep(place: int, answer: str) -> None:
+                def keep(place: int, answer: str, tokens: Tokens | None = None) -> None:
                     known[fresh[place]] = answer
-                    row = {"key": fresh[place], "judge": self.judge.name, "answer": answer}
-                    lines.write(json.dumps(row) + "\n")
+                    row: dict[str, Any] = {"key": fresh[place], "judge": self.judge.name, "answer": answer}
+                    lines.write(json.dumps(row | ({} if tokens is None else {"tokens": tokens})) + "\n")
                     lines.flush()
 
                 self.judge.ask(list(new.values()), keep)
         return [known[key] for key in keys]
 
-    def _known(self) -> dict[str, str]:
+    def spent(self, questions: Sequence[str]) -> Tokens | None:
+        """The tokens that these questions and their answers took, whenever they were asked; None where they were not
+        all counted."""
+        known = self._known()
+        counted = [known[key].get("tokens") for key in dict.fromkeys(self._keys(questions)) if key in known]
+        if not counted or None in counted:
+            return None
+        asked, answered = (sum(column) for column in zip(*counted, strict=True))
+        return asked, answered
+
+    def _keys(self, questions: Sequence[str]) -> list[str]:
+        return [digest("judge", self.judge.name, text).hex() for text in questions]
+
+    def _known(self) -> dict[str, dict[str, Any]]:
         if not self.path.exists():
             return {}
         text = self.path.read_text(encoding="utf-8")
@@ -103,4 +131,4 @@ class Remembered:
         if whole != text:  # a killed process left half a line
             with files.replacing(self.path) as part:
                 part.write_text(whole, encoding="utf-8")
-        return {row["key"]: row["answer"] for _, row in read_rows(str(self.path))}
+        return {row["key"]: row for _, row in read_rows(str(self.path))}

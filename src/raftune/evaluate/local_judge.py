@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from .. import interrupt, progress
 from ..likelihood import fits, logprobs
 from ..resident import causal
 from ..types import Candidate, Prompt, Text
+from .judge import Keep, Tokens
 
 AT_ONCE = 16  # questions between two looks at the clock and the signals
 
@@ -29,7 +30,10 @@ class LocalJudge:
     def name(self) -> str:
         return f"local {self.model}"
 
-    def ask(self, questions: Sequence[str], keep: Callable[[int, str], None]) -> None:
+    def cost(self, tokens: Tokens) -> None:
+        """It asks for none."""
+
+    def ask(self, questions: Sequence[str], keep: Keep) -> None:
         _, tokenizer = causal(self.model)
         chat = bool(tokenizer.chat_template)
         words = [Text(word if chat else f" {word}", finish_reason="length") for word in "AB"]

@@ -147,19 +147,22 @@ def _verifier(kind: str, rest: str, name: str, beside: Path) -> Reward | None:
     return None
 
 
-def judge(local: str | None, endpoint: str | None, url: str | None = None) -> Judge:
-    """Who compares two answers: a causal model, or one behind an OpenAI-compatible server."""
+def judge(
+    local: str | None, endpoint: str | None, url: str | None = None, price: tuple[float, float] | None = None
+) -> Judge:
+    """Who compares two answers: a causal model, or one behind an OpenAI-compatible server (``price``: of a million
+    tokens in and out)."""
     if (local is None) == (endpoint is None):
         raise UserError("--by judge: give one of --judge-model and --judge-endpoint")
     if endpoint is not None:
-        from ..endpoint import Endpoint
+        from ..endpoint import Endpoint, Price
         from ..evaluate.judge import EndpointJudge
 
-        return EndpointJudge(Endpoint(endpoint, url))
+        return EndpointJudge(Endpoint(endpoint, url, price=None if price is None else Price(*price)))
     from ..evaluate.local_judge import LocalJudge
 
-    if url is not None:
-        raise UserError("--judge-url: is for --judge-endpoint")
+    if url is not None or price is not None:
+        raise UserError("--judge-url, --judge-price: are for --judge-endpoint")
     return LocalJudge(model(str(local)))
 
 
