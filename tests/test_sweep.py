@@ -17,7 +17,8 @@ from rich.console import Console
 from test_cli import call, process, write_recipe
 
 from raftune import UserError, studies
-from raftune.sweep import Cell, Result, Spread, Sweep, before, grid, last, read, summary
+from raftune.spread import Spread
+from raftune.sweep import Cell, Result, Sweep, before, grid, last, read, summary
 
 REWARD = "heldout/reward_mean"
 

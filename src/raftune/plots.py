@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import files
 from .errors import UserError
-from .sweep import Result, Spread, groups, last, summary
+from .spread import Spread
+from .sweep import Result, groups, last, summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -29,6 +29,7 @@ from . import recipe as recipes
 from .build import Parts
 from .config import Recipe
 from .errors import UserError
+from .spread import Spread
 from .types import digest
 
 POLL = 0.2  # seconds between two looks at the running cells
@@ -240,22 +241,6 @@ def read(path: Path) -> list[Result]:
         return [Result.of(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no results of a sweep ({error})") from None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over seeds: mean, sample standard deviation (NaN of one), number of seeds."""
-
-    mean: float
-    deviation: float
-    count: int
-
-    @classmethod
-    def over(cls, values: Sequence[float]) -> Spread:
-        return cls(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3g}" + ("" if math.isnan(self.deviation) else f" ± {self.deviation:.2g}")
 
 
 def last(result: Result, figure: str) -> float | None:

@@ -15,6 +15,8 @@ from typing import Any
 
 Message = Mapping[str, str]
 """One turn of a chat: ``{"role": "user", "content": "…"}``."""
+Content = str | tuple[Message, ...]
+"""What a prompt says: a text, or the turns of a chat."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Prompt:
     """One input with a stable ``id``; ``columns`` travel with it to the reward (reference answer, label …)."""
 
     id: str
-    content: str | tuple[Message, ...]
+    content: Content
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..plots import plain, whole_numbers
-from .record import REWARD, Record, mean_and_spread
+from ..spread import Spread
+from .record import REWARD, Record
 from .svg import SERIES, Chart, drawn
 
 if TYPE_CHECKING:
@@ -254,25 +255,26 @@ def of_runs(groups: Mapping[str, Sequence[Record]]) -> list[Chart]:
 
 
 def _compared(name: str, figure: str, title: str, groups: Mapping[str, Sequence[Record]]) -> Chart:
-    lines: dict[str, dict[int, tuple[float, float]]] = {}
+    lines: dict[str, dict[int, Spread]] = {}
     for label, members in groups.items():
         at: dict[int, list[float]] = {}
         for member in members:
             for number, value in zip(*member.series(figure), strict=True):
                 at.setdefault(number, []).append(value)
         if at:
-            lines[label] = {number: mean_and_spread(at[number]) for number in sorted(at)}
+            lines[label] = {number: Spread.over(at[number]) for number in sorted(at)}
 
     def draw(axes: Axes) -> None:
         for label, points in lines.items():
-            means, spreads = (np.array(column) for column in zip(*points.values(), strict=True))
+            means = np.array([one.mean for one in points.values()])
+            around = np.nan_to_num([one.deviation for one in points.values()])
             (line,) = axes.plot(list(points), means, marker="o", label=plain(label))
-            if spreads.any():
+            if around.any():
                 axes.fill_between(
-                    list(points), means - spreads, means + spreads, alpha=0.18, color=line.get_color(), linewidth=0
+                    list(points), means - around, means + around, alpha=0.18, color=line.get_color(), linewidth=0
                 )
         _by_round(axes)
 
-    ends = {label: [mean for mean, _ in points.values()] for label, points in lines.items()}
+    ends = {label: [one.mean for one in points.values()] for label, points in lines.items()}
     told = " ".join(f"{label}: {means[0]:.3g} to {means[-1]:.3g}." for label, means in ends.items())
     return drawn(name, title, told, draw)

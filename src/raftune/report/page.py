@@ -18,9 +18,10 @@ from ..config import flatten
 from ..errors import UserError
 from ..files import replacing
 from ..show import COLUMNS, columns_with, plain
-from ..types import Prompt, Scored
+from ..spread import Spread
+from ..types import Content, Scored
 from . import charts
-from .record import REWARD, Record, mean_and_spread
+from .record import REWARD, Record
 
 NAME = "report.html"
 PROMPTS, PICTURES, EXTREMES = 12, 8, 6  # shown: held-out prompts, pictures of each, candidates at either end
@@ -132,21 +133,27 @@ def _said(one: Scored) -> dict[str, Any]:
     """An output as the page shows it. What a model wrote is text: the template escapes it."""
     output = one.candidate.output
     told = {
-        "prompt": _prompt(one.candidate.prompt),
+        "prompt": asked(one.candidate.prompt.content),
         "reward": "not scored" if one.reward is None else f"{one.reward:+.3f}",
         "parts": {name: number(value) for name, value in one.parts.items()} if len(one.parts) > 1 else {},
         "source": one.candidate.source,
     }
     if hasattr(output, "png"):
         return told | {"picture": _picture(output), "text": ""}
-    text = plain(str(output))
-    return told | {"text": text if len(text) <= LONGEST else text[:LONGEST] + " …"}
+    return told | {"text": cut(str(output))}
 
 
-def _prompt(prompt: Prompt) -> str:
-    if isinstance(prompt.content, str):
-        return plain(prompt.content)
-    return "\n\n".join(f"{turn['role']}: {plain(turn['content'])}" for turn in prompt.content)
+def asked(content: Content) -> str:
+    """A prompt as text; a chat as its turns."""
+    if isinstance(content, str):
+        return plain(content)
+    return "\n\n".join(f"{turn['role']}: {plain(turn['content'])}" for turn in content)
+
+
+def cut(text: str) -> str:
+    """An output as text, as long as a page can bear."""
+    text = plain(text)
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
 def _picture(picture: Any) -> str | None:
@@ -196,8 +203,8 @@ def _spread(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    mean, spread = mean_and_spread(known)
-    return number(mean) if len(known) < 2 else f"{number(mean)} ± {number(spread)}"
+    spread = Spread.over(known)
+    return number(spread.mean) if len(known) < 2 else f"{number(spread.mean)} ± {number(spread.deviation)}"
 
 
 def grouped(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -237,7 +244,7 @@ def _side_by_side(records: Mapping[str, Record]) -> list[dict[str, Any]]:
             for before, after in pairs:
                 key = before.candidate.prompt.id, before.candidate.index
                 if record is first:
-                    found[key] = {"prompt": _prompt(before.candidate.prompt), "said": {"before": _said(before)}}
+                    found[key] = {"prompt": asked(before.candidate.prompt.content), "said": {"before": _said(before)}}
                 if key in found:
                     found[key]["said"][label] = _said(after)
     return [one for one in found.values() if len(one["said"]) > len(records)][:PROMPTS]

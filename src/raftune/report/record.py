@@ -5,7 +5,7 @@ Rounds that are not committed and tables that cannot be read are left out; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -165,8 +165,3 @@ def _places(table: ScoredTable) -> dict[tuple[str, int], int]:
     keys = table.candidates.keys
     pairs = zip(keys.prompt.tolist(), keys.index.tolist(), strict=True)
     return {(keys.id_of(prompt), index): row for row, (prompt, index) in enumerate(pairs)}
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and the standard deviation; of one value 0."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -9,8 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from ..report.page import LONGEST, data_address, number
-from ..show import plain
+from ..report.page import asked, cut, data_address, number
 
 CSS = """
 .rt-cards, .rt-pair { display: grid; gap: .7rem; }
@@ -40,9 +39,9 @@ class Cards:
         """Of a line of ``pairs.jsonl``; a picture's path begins at ``folder``."""
         picture = pair["kind"] == "picture"
         shown = {
-            side: data_address(folder / pair[side]) if picture else _cut(pair[side]) for side in ("first", "second")
+            side: data_address(folder / pair[side]) if picture else cut(pair[side]) for side in ("first", "second")
         }
-        return unmarked(str(self._made.pair({"kind": pair["kind"], "prompt": _prompt(pair["prompt"]), **shown})))
+        return unmarked(str(self._made.pair({"kind": pair["kind"], "prompt": asked(pair["prompt"]), **shown})))
 
 
 def unmarked(html: str) -> str:
@@ -55,22 +54,11 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name.removeprefix("reward/"): row[name] for name in row if name.startswith("reward/")}
     return {
         **row,
-        "prompt": _prompt(json.loads(row["prompt"]) if row.get("chat") else row["prompt"]),
+        "prompt": asked(json.loads(row["prompt"]) if row.get("chat") else row["prompt"]),
         "reward": "not scored" if row["reward"] is None else f"reward {row['reward']:+.4g}",
         "parts": {name: number(value) for name, value in parts.items()} if len(parts) > 1 else {},
         "logprob": None if row.get("logprob") is None else f"{row['logprob']:.1f}",
         "is_picture": picture,
         "address": data_address(row["folder"] / row["output"]) if picture else None,
-        "output": "" if picture else _cut(row["output"] or ""),
+        "output": "" if picture else cut(row["output"] or ""),
     }
-
-
-def _prompt(content: Any) -> str:
-    if isinstance(content, str):
-        return plain(content)
-    return "\n\n".join(f"{turn['role']}: {plain(turn['content'])}" for turn in content)
-
-
-def _cut(text: str) -> str:
-    text = plain(text)
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"

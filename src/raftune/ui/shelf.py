@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..columns import Array
 from ..errors import UserError
+from ..rows import opened
 
 Kind = Literal["scored", "heldout"]
 ORDERS = {
@@ -129,8 +129,9 @@ def _read(tables: Sequence[Path]) -> str:
 
 def _readable(path: Path) -> bool:
     try:
-        return "reward" in pq.read_schema(path).names
-    except (pa.ArrowException, OSError):
+        with opened(path, ["reward"]):
+            return True
+    except UserError:
         return False
 
 
