@@ -120,8 +120,11 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for place, some in enumerate(values):
             panel.plot(some, [place] * len(some), "k.", markersize=4)
         if "limit" in found["runs"][OURS][0]:
-            panel.axvline(median(of(found["runs"][OURS], "limit")), linestyle=":", color="tab:red")
+            limit = median(of(found["runs"][OURS], "limit"))
+            panel.axvline(limit, linestyle=":", color="tab:red", label="what the machine allows")
+            panel.legend(fontsize="x-small", frameon=False, loc="lower right")
         panel.invert_yaxis()
+        panel.set_axisbelow(True)
         panel.set_title(case, fontsize="small", loc="left")
         panel.tick_params(labelsize="small")
         panel.set_xlim(left=0)
@@ -135,12 +138,13 @@ def plot_race(record: dict[str, Any], path: Path) -> None:
     figure.set_size_inches(7.2, 4.2)
     for method, colour in zip(("raft", *PEERS), ("tab:blue", "tab:orange", "tab:green"), strict=True):
         for run in finalists(record, method):
-            rewards = {step: value for step, value in sorted(curve(run).items()) if step}
+            rewards = dict(sorted(curve(run).items()))
             seconds = [sum(run["step_seconds"][:step]) for step in rewards]
             label = method if run["seed"] == 0 else None
             panel.plot(seconds, list(rewards.values()), color=colour, marker="o", markersize=3, label=label)
     panel.axhline(record["target"], linestyle=":", color="grey")
-    panel.set(xscale="log", xlabel="seconds of training", ylabel="held-out reward")
+    panel.set(xlabel="seconds of training", ylabel="held-out reward")
+    panel.set_xlim(left=0)
     panel.legend(frameon=False)
     save(figure, path)
 
