@@ -41,7 +41,13 @@ def work(**changes: Any) -> Work:
 
 
 RATES = Rates(
-    first=7.0, load=1.0, score=Line(0.5, 0.125), watch=Line(), read=Line(0.0, 0.25), tuning=Tuning(2.0, 3.0, 1.0)
+    first=7.0,
+    load=1.0,
+    score=Line(0.5, 0.125),
+    watch=Line(),
+    read=Line(0.0, 0.25),
+    tuning=Tuning(2.0, 3.0, 1.0),
+    report=0.25,
 )
 
 
@@ -82,7 +88,8 @@ def test_rounds_in_closed_form() -> None:
     drawing = 0.5 * 2 * 3 + 2 * (2.0 + 0.25 * 8)
     evaluation = drawing + (0.5 + 8 * 0.125) + 8 * 0.25
     first, one, two, three = predict(work(), RATES)
-    assert first == {"evaluate": pytest.approx(evaluation + 7.0)}
+    assert first == {"evaluate": pytest.approx(evaluation + 7.0), "other": 0.25}  # a report each, of round 0 too
+    assert one["other"] == three["other"] == 0.25
     assert one["sample"] == pytest.approx(drawing)  # the initial policy is still there
     assert two["sample"] == pytest.approx(drawing + 1.0)
     assert two["score"] == pytest.approx(1.5) and two["tune"] == pytest.approx(2 + 3 + 1)

@@ -46,11 +46,12 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=20)
+        self.process.communicate(timeout=20)
+        return self.process.returncode
 
 
 @pytest.fixture

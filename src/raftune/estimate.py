@@ -134,7 +134,8 @@ class Drawn:
 class Rates:
     """Seconds. ``load``: of a tuned policy, ``first``: of the initial one with all that comes first; ``score`` and
     ``watch`` (monitors): of candidates, ``scored_first`` once more the first time; ``read``: what is told of evaluated
-    candidates; ``note``: what is written of a candidate, outside the stages; ``start``: before the first round."""
+    candidates; ``note``: what is written of a candidate, outside the stages; ``report``: the page after each round;
+    ``start``: before the first round."""
 
     first: float
     load: float
@@ -144,6 +145,7 @@ class Rates:
     tuning: Tuning
     scored_first: float = 0.0
     note: float = 0.0
+    report: float = 0.0
     start: float = 0.0
 
 
@@ -259,9 +261,9 @@ def predict(work: Work, rates: Rates) -> list[dict[str, float]]:
                 "sample": sampled + (rates.load if number > 1 else 0.0),
                 "score": rates.score.seconds(work.candidates),
                 "tune": rates.tuning.seconds(work.steps(number)),
-                "other": rates.note * work.candidates,
             }
         )
+        row["other"] = rates.report + (0.0 if first else rates.note * work.candidates)
         if first or work.due(number):
             loads = rates.first + rates.scored_first if first else rates.load * work.loads
             row["evaluate"] = evaluation + loads

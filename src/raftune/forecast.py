@@ -78,6 +78,8 @@ def rehearse(parts: Parts, demands: Demands, folder: Path, seconds: float, began
     """All parts in the order in which a run has them, each for its share of the time."""
     recipe, share = parts.recipe, seconds / 3
     start = 0.0 if began is None else time.time() - began
+    if recipe.report:
+        rehearsal.drawing()
     pilots = {name: demands.pilot(name, share / len(demands.drawers)) for name in demands.drawers}
     own = pilots["policy"]
     candidates = own.candidates
@@ -104,6 +106,7 @@ def rehearse(parts: Parts, demands: Demands, folder: Path, seconds: float, began
         tuning=tuned.seconds,
         scored_first=max(0.0, judged.first - again) + max(0.0, watched.first - again_watched),
         start=start,
+        report=rehearsal.reported(parts, scored, folder / "page") if recipe.report else 0.0,
     )
     drawing = max((one.most for one in pilots.values() if one.most is not None), default=None)
     looking = max((most for most in (drawing, judged.most, watched.most, read_most) if most is not None), default=None)

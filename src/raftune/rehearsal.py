@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from . import table
+from . import files, table
 from .build import Parts
 from .clock import Watch, watched
 from .estimate import Line, Tuning
@@ -23,10 +24,12 @@ from .pilot import SEED, changed
 from .protocols import Codec
 from .resident import resident
 from .score import Rewards
+from .show import COLUMNS
 from .types import Candidate, Scored
 
 T = TypeVar("T")
 STEPS = 3  # of the optimiser; the first also makes room
+FIGURES = (*COLUMNS, "sample/length_mean", "time/sample_s", "memory/sample_bytes")  # for which a report has charts
 
 
 def tiled(candidates: Sequence[T], count: int) -> list[T]:
@@ -85,6 +88,32 @@ def appraised(parts: Parts, scored: Sequence[Scored], count: int, budget: float)
     if more > 2 * some:
         watch, some = look(tiled(scored, more)), more
     return watch.seconds / some, watch.most
+
+
+def drawing() -> None:
+    """What draws a run's report is in memory from its first evaluation on."""
+    with suppress(ImportError):
+        from .report import page  # noqa: F401
+        from .report.svg import drawn
+
+        drawn("empty", "", "", lambda axes: None)
+
+
+def reported(parts: Parts, scored: Sequence[Scored], folder: Path) -> float:
+    """Seconds of a report, of two rounds that have the usual figures."""
+    try:
+        from .report import page
+        from .report.record import Record
+    except ImportError:
+        return 0.0
+    for number in range(2):
+        here = folder / "rounds" / f"{number:04d}"
+        for name in ("heldout", "scored"):
+            table.write_scored(here / f"{name}.parquet", scored, parts.modality.codec, set())
+        files.write_json(here / "metrics.json", dict.fromkeys(FIGURES, 1.0) | {"round": number})
+    with watched() as watch:
+        page.write(folder / page.NAME, [Record.of(folder)])
+    return watch.seconds
 
 
 @dataclass(frozen=True)

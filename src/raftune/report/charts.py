@@ -50,6 +50,11 @@ def _by_round(axes: Axes, **labels: str) -> None:
         axes.legend()
 
 
+def _from_nought(axes: Axes) -> None:
+    """A change of a percent looks like one."""
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+
+
 def _from_to(record: Record, figure: str, words: str) -> str:
     rounds, values = record.series(figure)
     return f"{words} {values[0]:.3g} in round {rounds[0]}, {values[-1]:.3g} in round {rounds[-1]}." if rounds else ""
@@ -108,7 +113,7 @@ def _diversity(record: Record) -> Chart | None:
     def draw(axes: Axes) -> None:
         for prefix, label in (("heldout", "held out"), ("chosen", "chosen")):
             _line(axes, record, f"{prefix}/{figure}", label)
-        axes.set_ylim(bottom=0)
+        _from_nought(axes)
         _by_round(axes, ylabel=words)
 
     return drawn("diversity", "Diversity", _from_to(record, f"heldout/{figure}", f"Held-out {words}:"), draw)
@@ -122,7 +127,7 @@ def _lengths(record: Record) -> Chart | None:
     def draw(axes: Axes) -> None:
         for prefix, label in (("heldout", "held out"), ("sample", "sampled"), ("chosen", "chosen")):
             _line(axes, record, f"{prefix}/{figure}", label)
-        axes.set_ylim(bottom=0)
+        _from_nought(axes)
         _by_round(axes, ylabel="tokens an answer")
 
     return drawn("lengths", "Length", _from_to(record, f"heldout/{figure}", "Held-out tokens:"), draw)

@@ -57,7 +57,7 @@ class App:
             share=False,
             footer_links=[],
             css=CSS,
-            theme=Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+            theme=Default(primary_hue="blue", font=FONTS, font_mono=["ui-monospace", "monospace"]),
             ssr_mode=False,
         )
         ready(address)
@@ -78,12 +78,12 @@ class App:
         with gr.Row():
             prompt = gr.Textbox(label="Prompt contains, or its id")
             text = gr.Textbox(label="Answer contains")
-            low = gr.Number(value=None, label="Reward at least")
-            high = gr.Number(value=None, label="Reward at most")
-        with gr.Row():
-            back = gr.Button("Earlier", size="sm")
+            low = gr.Textbox(label="Reward at least")
+            high = gr.Textbox(label="Reward at most")
+        with gr.Row(elem_id="turning"):
+            back = gr.Button("Earlier", size="sm", scale=0, min_width=100)
             told = gr.Markdown("", elem_id="found")
-            forth = gr.Button("Later", size="sm")
+            forth = gr.Button("Later", size="sm", scale=0, min_width=100)
         shown = gr.HTML("", elem_id="cards")
         start = gr.State(0)
         asked = [kind, number, source, chosen, order, prompt, text, low, high]
@@ -101,10 +101,10 @@ class App:
 
         shows: dict[str, Any] = {"outputs": [shown, told, start], "show_progress": "minimal"}
         first = said(lambda *given: look(0, *given))
-        for one in (kind, number, source, chosen, order, low, high):
+        for one in (kind, number, source, chosen, order):
             one.change(first, asked, **shows)
-        for one in (prompt, text):
-            one.submit(first, asked, **shows)
+        for one in (prompt, text, low, high):
+            gr.on([one.submit, one.blur], first, asked, **shows)
         back.click(said(lambda begin, *given: look(begin - PAGE, *given)), [start, *asked], **shows)
         forth.click(said(lambda begin, *given: look(begin + PAGE, *given)), [start, *asked], **shows)
         # Of a run that goes on: what came since; who reads is not disturbed
@@ -157,7 +157,8 @@ class App:
         for what, button in buttons.items():
             button.click(vote(what), [who, at, note], outputs, show_progress="hidden")
         again.click(said(last), who, outputs)
-        page.load(lambda rater: rater, kept, name)
+        # Who is quicker than the page keeps what was typed
+        page.load(lambda rater, typed: rater if rater and not typed else gr.skip(), [kept, name], name)
         self._results(trial)
 
     def _results(self, trial: Trial) -> None:
@@ -192,13 +193,14 @@ def results(trial: Trial) -> str:
 
 
 def said(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The same; what the user can mend is said on the page."""
+    """The same; what the user can mend is said on the page, which stays as it is."""
 
     def done(*given: Any) -> Any:
         try:
             return work(*given)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            gr.Warning(escape(str(error)), title="Not yet")
+            return gr.skip()
 
     return done
 
@@ -211,8 +213,8 @@ def question(
     order: str,
     prompt: str,
     text: str,
-    low: float | None,
-    high: float | None,
+    low: str,
+    high: str,
 ) -> Question:
     return Question(
         kind=KINDS[kind],
@@ -222,6 +224,15 @@ def question(
         order=order,
         prompt=prompt.strip(),
         text=text,
-        low=low,
-        high=high,
+        low=_number("Reward at least", low),
+        high=_number("Reward at most", high),
     )
+
+
+def _number(label: str, given: str) -> float | None:
+    if not given.strip():
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"{label}: {given!r} is no number; write one like -0.5, or nothing") from None

@@ -17,8 +17,11 @@ CSS = """
 .rt-card { border: 1px solid var(--border-color-primary); border-radius: .5rem; padding: .6rem .9rem; }
 .rt-text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; margin: .3rem 0; }
 .rt-prompt { font-weight: 600; }
-.rt-soft { color: var(--body-text-color-subdued); font-size: .9rem; margin: 0; }
+.rt-soft { font-size: .9rem; margin: 0;
+  color: color-mix(in srgb, var(--body-text-color) 72%, var(--body-background-fill)); }
 .rt-chosen { color: var(--body-text-color); }
+#turning { align-items: center; }
+#found { text-align: center; }
 .rt-picture { min-width: 7rem; max-width: 100%; image-rendering: auto; }
 """
 
@@ -55,7 +58,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "prompt": asked(json.loads(row["prompt"]) if row.get("chat") else row["prompt"]),
-        "reward": "not scored" if row["reward"] is None else f"reward {row['reward']:+.4g}",
+        "reward": "not scored" if row["reward"] is None else f"reward {row['reward']:+.3f}",
         "parts": {name: number(value) for name, value in parts.items()} if len(parts) > 1 else {},
         "logprob": None if row.get("logprob") is None else f"{row['logprob']:.1f}",
         "is_picture": picture,
