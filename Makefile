@@ -7,7 +7,7 @@ RUN := HF_HUB_OFFLINE=1 $(BIN)
 
 COMPARISONS := sample tune score round image
 
-.PHONY: quickstart quickstart-image test test-vllm test-ui vllm check bench bench-page bench-reward clean
+.PHONY: quickstart quickstart-image test test-vllm test-ui vllm check docs docs-cli bench bench-page bench-reward clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -28,10 +28,17 @@ test-ui: $(VENV)/.ui  ## report and app in Debian's Chromium, on a quickstart ru
 	@test -d runs/quickstart/rounds || $(MAKE) quickstart
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests_ui
 
-check: $(VENV)/.dev  ## format, lint, types
+check: $(VENV)/.dev  ## format, lint, types, links of docs/
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs: $(VENV)/.dev  ## the site of docs/ into site/; a link or an anchor that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-cli: $(VENV)/.dev  ## docs/cli.md anew, from the commands themselves
+	@$(BIN)/python -m typer raftune.cli utils docs --name raftune --title "Command line" --output docs/cli.md
 
 bench: $(VENV)/.bench .venv-trl/.ready  ## paired comparisons, then docs/benchmarks.md; ONLY=sample: one; PAIRS=1: how often
 	@for one in $(or $(ONLY),$(COMPARISONS)); do $(RUN)/python bench/$$one.py $(if $(PAIRS),--pairs $(PAIRS)) || exit 1; done
