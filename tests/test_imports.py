@@ -79,6 +79,7 @@ LIGHT = [
     "build",
     "cli",
     "commands",
+    "handover",
     "pick/__init__",
     "pick/modalities",
     "pick/parts",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from . import files, pick
-from .build import Parts
+from . import files, handover, pick
 from .errors import UserError
 from .experiment import Experiment
 from .models import load_model, load_tokenizer, quiet
@@ -23,7 +20,6 @@ from .trainer_config import RAFTConfig
 
 log = logging.getLogger("raftune")
 
-HELDOUT = 64  # prompts at most, where nobody says which
 Function = Callable[..., Any]
 
 
@@ -67,29 +63,20 @@ class RAFTTrainer:
     @cached_property
     def experiment(self) -> Experiment:
         """The recipe that the arguments make, and its run directory."""
-        from .recipe import parse
-
-        asked = self.folder / ".trainer"  # what was handed over in memory, as files
-        prompts: dict[str, Any] = {"path": str(_written(asked / "prompts.jsonl", self._prompts).resolve())}
-        heldout: Any = self.args.heldout or min(HELDOUT, max(1, len(self._prompts) // 10))
-        train = len(self._prompts) - (heldout if isinstance(heldout, int) else int(heldout * len(self._prompts)))
-        if self._given is not None:
-            heldout = str(_written(asked / "heldout.jsonl", self._given).resolve())
-            train = len(self._prompts)
-        prompts |= {"heldout": heldout, "disjoint": self._given is None}
+        held = self.args.heldout if self._given is None else self._given
+        prompts, train = handover.prompts(self.folder, self._prompts, held)
         prompts |= {} if self.args.max_prompt_length is None else {"max_tokens": self.args.max_prompt_length}
-        recipe = self.args.recipe(train) | {"model": self._start(asked), "prompts": prompts, "reward": self._named}
+        recipe = self.args.recipe(train) | {"model": self._start(), "prompts": prompts, "reward": self._named}
         recipe["tune"] |= {} if self._lora is None else {"lora": self._lora}
-        parts = Parts(parse(recipe, "RAFTConfig"), folder=self.folder, given=self._rewards)
-        return Experiment.open(parts, self.folder)
+        return handover.experiment(recipe, "RAFTConfig", self.folder, self._rewards)
 
-    def _start(self, asked: Path) -> str:
+    def _start(self) -> str:
         """The initial policy as a place on disk: weights are a value here."""
         if not isinstance(self._model, PreTrainedModel):
             return str(self._model)
         if self._processing_class is None:
             raise UserError("processing_class: is needed beside a model in memory")
-        where = asked / "model"
+        where = self.folder / handover.FOLDER / "model"
         if not where.exists():
             with files.replacing_folder(where) as part, quiet():
                 self._model.save_pretrained(part)
@@ -151,27 +138,13 @@ class RAFTTrainer:
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Copy the policy, as ``from_pretrained`` opens it, into ``output_dir``, by default ``args.output_dir``."""
-        target = Path(output_dir or self.folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for file in Path(self.policy).iterdir():
-            if file.is_file() and file.name != files.FIGURES:
-                shutil.copyfile(file, target / file.name)
+        handover.save(self.policy, Path(output_dir or self.folder))
 
     def push_to_hub(self, commit_message: str = "RAFT", **options: Any) -> str:
         """Upload the policy to ``args.hub_model_id`` (by default the output directory's name); its address."""
-        from huggingface_hub import HfApi
-
-        hub = HfApi(token=self.args.hub_token)
-        name = self.args.hub_model_id or self.folder.resolve().name
-        place = hub.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
-        hub.upload_folder(
-            repo_id=place.repo_id,
-            folder_path=self.policy,
-            commit_message=commit_message,
-            ignore_patterns=[files.FIGURES],
-            **options,
-        )
-        return str(place)
+        args = self.args
+        name = args.hub_model_id or self.folder.resolve().name
+        return handover.push(self.policy, name, commit_message, args.hub_token, args.hub_private_repo, **options)
 
 
 def _name(model: Any) -> str:
@@ -187,13 +160,6 @@ def _rows(dataset: Any) -> list[dict[str, Any]]:
         if "prompt" not in row:
             raise UserError(f"dataset: row {number} has no column `prompt`; it has {', '.join(row)}")
     return rows
-
-
-def _written(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    with files.replacing(path) as part:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def _rewards(given: Any, weights: Sequence[float] | None) -> tuple[Rewards, list[dict[str, Any]]]:
