@@ -80,6 +80,7 @@ LIGHT = [
     "cli",
     "commands",
     "handover",
+    "trainer_log",
     "pick/__init__",
     "pick/modalities",
     "pick/parts",

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import files
-from .build import Parts
+from . import build, files, pick
 from .errors import UserError
 from .experiment import Experiment
 from .recipe import parse
@@ -39,17 +38,17 @@ def schedule(name: str, where: str) -> str:
     return SCHEDULES[name]
 
 
-def prompts(folder: Path, rows: Rows, heldout: Rows | int | float | None) -> tuple[dict[str, Any], int]:
-    """The recipe's section ``prompts`` for these rows, written below the run directory, and how many of them train.
+def prompts(folder: Path, rows: Rows, heldout: Rows | float | None) -> dict[str, Any]:
+    """The recipe's section ``prompts`` for these rows, written below the run directory.
 
     ``heldout``: other rows, or how many (or which share) of these never train; None: a tenth, 64 at most.
     """
     section: dict[str, Any] = {"path": str(written(folder / FOLDER / "prompts.jsonl", rows).resolve())}
     if isinstance(heldout, Sequence):
         path = str(written(folder / FOLDER / "heldout.jsonl", heldout).resolve())
-        return section | {"heldout": path, "disjoint": False}, len(rows)
+        return section | {"heldout": path, "disjoint": False}
     held = heldout or min(HELDOUT, max(1, len(rows) // 10))
-    return section | {"heldout": held}, len(rows) - (held if isinstance(held, int) else int(held * len(rows)))
+    return section | {"heldout": int(held) if held >= 1 else held}
 
 
 def written(path: Path, rows: Rows) -> Path:
@@ -61,17 +60,31 @@ def written(path: Path, rows: Rows) -> Path:
 
 
 def experiment(
-    recipe: Mapping[str, Any], where: str, folder: Path, given: Rewards | None = None, beside: Path = Path()
+    recipe: Callable[[int], Mapping[str, Any]],
+    where: str,
+    folder: Path,
+    given: Rewards | None = None,
+    beside: Path = Path(),
 ) -> Experiment:
-    """Open (or resume) the run of a recipe in ``folder``. ``where``: what a fault in it is said of; ``given``: the
-    reward itself, where it is at hand and the recipe only names it."""
-    return Experiment.open(Parts(parse(recipe, where), beside, folder, given=given), folder)
+    """Open (or resume) the run of a recipe in ``folder``.
+
+    Args:
+        recipe: the recipe for so many prompts that train: rows less those held out, empty, twice there or too long.
+        where: what a fault in the recipe is said of.
+        given: the reward itself, where it is at hand and the recipe only names it.
+        beside: where the recipe's paths are looked for first.
+    """
+    first = parse(recipe(1), where)
+    length = pick.modality(first.modality).prompt_length(pick.model(first.model, beside))
+    usable = build.prompts(first, length, beside, drawn=False)
+    parts = build.Parts(parse(recipe(max(1, len(usable.train))), where), beside, folder, given=given)
+    return Experiment.open(parts, folder)
 
 
 def save(policy: Policy, target: Path) -> None:
     """Copy a checkpoint, as its library opens it, into ``target``, beside what is there."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in Path(policy).iterdir():
+    for file in Path(_on_disk(policy)).iterdir():
         if file.is_file() and file.name != files.FIGURES:
             shutil.copyfile(file, target / file.name)
 
@@ -85,9 +98,18 @@ def push(policy: Policy, name: str, message: str, token: str | None, private: bo
     place = hub.create_repo(name, private=private, exist_ok=True)
     hub.upload_folder(
         repo_id=place.repo_id,
-        folder_path=policy,
+        folder_path=_on_disk(policy),
         commit_message=message,
         ignore_patterns=[files.FIGURES],
         **options,
     )
     return str(place)
+
+
+def _on_disk(policy: Policy) -> str:
+    """A checkpoint's folder; a hub id, which the initial policy may be, is where it was fetched to."""
+    if Path(policy).is_dir():
+        return str(policy)
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(str(policy))
