@@ -39,7 +39,8 @@ class RAFTTrainer:
     as of steps, with ``model`` None, since the policy lies on disk. An optimiser of one's own, quantisation, tools,
     rollouts and environments are refused.
 
-    All lies in ``args.output_dir``, a run directory of raftune: candidates, figures, report.html, and it resumes.
+    All lies in ``args.output_dir``, a run directory of raftune: candidates, figures, report.html, and it resumes. What
+    functions say by ``log_metric`` stands in metrics.jsonl as ``logged/…``, by ``log_extra`` in a round's extra.json.
     """
 
     log_metrics = trainer_pt_utils.log_metrics
