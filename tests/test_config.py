@@ -38,7 +38,7 @@ def test_the_shortest_recipe(tmp_path: Path) -> None:
         ("sample: {k: many}", "sample.k: should be a valid integer"),
         ("rounds: 0", "rounds: should be greater"),
         ("tune: {learning_rate: .inf}", "tune.learning_rate: should be a finite number"),
-        ("tune: {schedule: cosine}", "tune.schedule: should be 'linear' or 'constant', got 'cosine'"),
+        ("tune: {schedule: sine}", "tune.schedule: should be 'linear', 'cosine' or 'constant', got 'sine'"),
         ("tune: [", "not YAML"),
         ("sample: {height: 8}", "sample.height: is a key of modality image; set modality: image, or leave it out"),
         ("tune: {max_epochs: 8}", "tune.max_epochs: is a key of modality image"),

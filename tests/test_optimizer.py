@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from raftune.files import FIGURES, read_json
 from raftune.recipe import validated
 from raftune.tune import optimizer
 from raftune.tune.lora import Lora
+from raftune.tune.session import Options, Session
 from raftune.tune.text import TextLearner
 
 SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2}
@@ -112,3 +114,17 @@ def test_a_recipe_says_how_many_bits() -> None:
     assert validated(TextTuneConfig, {"optimizer_bits": 8}, "tune").optimizer_bits == 8
     with pytest.raises(UserError, match=r"tune\.optimizer_bits"):
         validated(TextTuneConfig, {"optimizer_bits": 4}, "tune")
+
+
+def test_cosine_falls_as_its_formula(tmp_path: Path) -> None:
+    """Half a wave from the learning rate to 0, over the steps of a tuning."""
+    options = Options(learning_rate=0.1, schedule="cosine")
+    session = Session(options, torch.nn.Linear(2, 2), "policy", tmp_path / "out", 4, "one", False)
+    rates = []
+
+    def update(number: int) -> float:
+        rates.append(session.optimizer.param_groups[0]["lr"])
+        return session.backward(session.prepared(torch.ones(1, 2)).sum())
+
+    session.run(update)
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * number / 4)) for number in range(4)])

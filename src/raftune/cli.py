@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,10 +18,7 @@ from .studies import studies
 from .viewing import viewing
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .config import Recipe
-    from .prompts import Prompts
 
 app = typer.Typer(
     help="Reward-ranked fine-tuning (RAFT, arXiv 2304.06767): sample K answers per prompt, rank them with a reward, "
@@ -86,12 +83,8 @@ def run(
     experiment_ = experiment.Experiment.open(parts, folder)
     with experiment_.run:
         say_dropped(terminal, parts.prompts.counts)
-        terminal.print(_plan(parsed, parts.prompts, folder), highlight=False, soft_wrap=True)
-        view = show.Show(terminal, parts.watched)
-        with view.live():
-            for row in experiment_.rounds():
-                view.round(row)
-        _conclude(terminal, experiment_, folder)
+        terminal.print(show.plan(experiment_), highlight=False, soft_wrap=True)
+        show.follow(terminal, experiment_)
 
 
 @app.command()
@@ -128,40 +121,11 @@ def watch(
             highlight=False,
             soft_wrap=True,
         )
-        view = show.Show(terminal, parts.watched)
-        with view.live():
-            for row in experiment_.rounds(stream):
-                view.round(row)
-        if stream.ended:
-            terminal.print(f"ended: {stream.ended}", highlight=False, soft_wrap=True)
-        _conclude(terminal, experiment_, where)
+        show.follow(terminal, experiment_, stream)
 
 
 def _folder(recipe: Recipe, path: Path, out: Path | None) -> Path:
     return out or (Path(recipe.out) if recipe.out else Path("runs") / path.stem)
-
-
-def _plan(recipe: Recipe, prompts: Prompts, folder: Path) -> str:
-    sample = recipe.sample
-    per_prompt = " + ".join(
-        f"{'all' if source.k is None else source.k} {name}" for name, source in (sample.sources or {}).items()
-    )
-    return (
-        f"{folder}: up to {recipe.rounds} rounds of {sample.prompts_per_round} prompts × {per_prompt or sample.k}, "
-        f"{len(prompts.train)} prompts to train, {len(prompts.heldout)} held out"
-    )
-
-
-def _conclude(terminal: Console, experiment_: Any, folder: Path) -> None:
-    best, last = experiment_.run.best(), experiment_.run.last
-    shown = best or last  # where nothing got better, a person wants to see what did happen
-    before, after = experiment_.evaluated(0), experiment_.evaluated(shown)
-    if before and after:
-        terminal.print(experiment_.parts.modality.exhibit(before, after, shown, folder), highlight=False)
-    where = folder / "best" if (folder / "best").exists() else experiment_.parts.model
-    terminal.print(f"best policy: {where} (round {best} of {last})", highlight=False, soft_wrap=True)
-    if experiment_.parts.recipe.report and (page := folder / "report.html").exists():
-        terminal.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

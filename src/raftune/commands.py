@@ -31,9 +31,10 @@ def bars() -> Any:
 
 
 def say_dropped(terminal: Console, counts: dict[str, int], what: str = "prompts") -> None:
-    dropped = [f"{count} {rule}" for rule, count in counts.items() if count and rule not in {"rows", "heldout_rows"}]
-    if dropped:
-        terminal.print(f"{what} dropped: {', '.join(dropped)}", highlight=False)
+    from .prompts import fallen
+
+    if dropped := fallen(counts):
+        terminal.print(f"{what} dropped: {dropped}", highlight=False)
 
 
 def check_out(out: Path, folder: bool = False) -> None:

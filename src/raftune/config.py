@@ -82,7 +82,7 @@ class TuneConfig(Strict, frozen=True):
 
     learning_rate: float = Field(default=2e-5, gt=0)
     batch_size: int = Field(default=8, ge=1)
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     optimizer: Literal["reset", "carry"] = "reset"

@@ -13,7 +13,7 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,6 +165,11 @@ def tidy(
         else:
             kept[prompt.id] = prompt
     return list(kept.values()), counts
+
+
+def fallen(counts: Mapping[str, int]) -> str:
+    """Which rules took something and how many, for a message; empty where all stays."""
+    return ", ".join(f"{count} {rule}" for rule, count in counts.items() if count and not rule.endswith("rows"))
 
 
 def split(prompts: Sequence[Prompt], heldout: int | float, seed: int) -> tuple[list[Prompt], list[Prompt]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -17,6 +17,10 @@ from rich.text import Text
 
 from . import progress, provenance
 from .types import Scored, seed_of
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+    from .stream import Stream
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 SHOWN = 3  # outputs before and after
@@ -166,3 +170,40 @@ def _short(text: str, limit: int = 400) -> str:
 def _answer(one: Scored) -> Text:
     reward = "not scored" if one.reward is None else f"{one.reward:+.2f}"
     return Text.assemble((reward, "bold"), " ", _short(str(one.candidate.output).strip()))
+
+
+def plan(experiment: Experiment) -> str:
+    """What a run is about to do, in one line."""
+    parts, recipe = experiment.parts, experiment.parts.recipe
+    per_prompt = " + ".join(
+        f"{'all' if source.k is None else source.k} {name}" for name, source in (recipe.sample.sources or {}).items()
+    )
+    return (
+        f"{experiment.run.root}: up to {recipe.rounds} rounds of {recipe.sample.prompts_per_round} prompts × "
+        f"{per_prompt or recipe.sample.k}, {len(parts.prompts.train)} prompts to train, "
+        f"{len(parts.prompts.heldout)} held out"
+    )
+
+
+def follow(console: Console, experiment: Experiment, stream: Stream | None = None) -> None:
+    """Do what remains of a run before a person's eyes, and show what came of it."""
+    view = Show(console, experiment.parts.watched)
+    with view.live():
+        for row in experiment.rounds(stream):
+            view.round(row)
+    if stream is not None and stream.ended:
+        console.print(f"ended: {stream.ended}", highlight=False, soft_wrap=True)
+    _conclude(console, experiment)
+
+
+def _conclude(console: Console, experiment: Experiment) -> None:
+    run, parts, folder = experiment.run, experiment.parts, experiment.run.root
+    best, last = run.best(), run.last
+    shown = best or last  # where nothing got better, a person wants to see what did happen
+    before, after = experiment.evaluated(0), experiment.evaluated(shown)
+    if before and after:
+        console.print(parts.modality.exhibit(before, after, shown, folder), highlight=False)
+    where = folder / "best" if (folder / "best").exists() else parts.model
+    console.print(f"best policy: {where} (round {best} of {last})", highlight=False, soft_wrap=True)
+    if parts.recipe.report and (page := folder / "report.html").exists():
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +52,16 @@ def reward(config: RewardConfig, beside: Path = Path()) -> Reward:
     return found
 
 
-def handed(one: Any) -> Reward:
-    """What a caller has at hand: a reward as it is, a function with TRL's signature, or where a classifier lies."""
+def handed(one: Any, told: Mapping[str, Any] | None = None) -> Reward:
+    """What a caller has at hand: a reward as it is, a function with TRL's signature, which is also ``told`` these, or
+    where a classifier lies."""
     if isinstance(one, str | Path):
         from ..reward.classifier import ClassifierReward
 
         return ClassifierReward(str(one), Path(str(one)).name)
     from ..reward.functions import rewards as of_functions
 
-    return of_functions(one).members[0].reward
+    return of_functions(one, told=told).members[0].reward
 
 
 def _reward(config: RewardConfig, beside: Path) -> Reward:

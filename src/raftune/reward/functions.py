@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,12 +30,14 @@ class FunctionReward:
     As in TRL a text prompt comes with a text completion; a chat comes as messages, its completion as one assistant
     message. Where the outputs are pictures it is given ``images`` (PIL, RGB) instead of the completions, and those
     that the safety checker replaced are neither handed to it nor scored. A coroutine function is awaited.
-    ``elsewhere``: the work is done by another process or machine (see :class:`raftune.protocols.Reward`).
+    ``elsewhere``: the work is done by another process or machine (see :class:`raftune.protocols.Reward`). ``told``:
+    what the caller has to say besides, by keyword, the same for all outputs.
     """
 
     function: Function
     name: str
     elsewhere: bool = False
+    told: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def version(self) -> str:
@@ -62,7 +65,7 @@ class FunctionReward:
         with ThreadPoolExecutor(1) as thread:  # of its own: in a notebook this thread already has a running loop
             return thread.submit(asyncio.run, _wait(result)).result()
 
-    def _arguments(self, candidates: Sequence[Candidate]) -> dict[str, list[Any]]:
+    def _arguments(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         parameters = inspect.signature(self.function).parameters.values()
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         columns = {name for candidate in candidates for name in candidate.prompt.columns}
@@ -74,10 +77,12 @@ class FunctionReward:
         needed = {
             p.name for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}
         }
-        if missing := sorted(needed - lists.keys()):
+        known = lists.keys() | self.told.keys()
+        if missing := sorted(needed - known):
             raise UserError(f"reward {self.name!r}: {_lacking(missing[0], candidates, columns)}")
-        wanted = lists.keys() if takes_all else lists.keys() & {p.name for p in parameters}
-        return {name: [lists[name](candidate) for candidate in candidates] for name in lists if name in wanted}
+        wanted = known if takes_all else known & {p.name for p in parameters}
+        found = {name: [lists[name](candidate) for candidate in candidates] for name in lists if name in wanted}
+        return found | {name: value for name, value in self.told.items() if name in wanted}
 
 
 TEXT_ONLY = ("completions", "completion_ids")
@@ -117,13 +122,19 @@ def _completion(candidate: Candidate) -> Any:
     return [{"role": "assistant", "content": text}] if candidate.prompt.is_chat else text
 
 
-def rewards(*functions: Function | Reward) -> Rewards:
-    """The sum of these functions (TRL's signature) or rewards, each named after itself."""
+def rewards(*functions: Function | Reward, told: Mapping[str, Any] | None = None) -> Rewards:
+    """The sum of these functions (TRL's signature) or rewards, each named after itself. ``told``: see
+    :class:`FunctionReward`."""
     return Rewards(
         tuple(
-            Weighted(
-                cast(Reward, f) if hasattr(f, "name") else FunctionReward(f, getattr(f, "__name__", type(f).__name__))
-            )
+            Weighted(cast(Reward, f) if hasattr(f, "name") else FunctionReward(f, _name(f), told=dict(told or {})))
             for f in functions
         )
     )
+
+
+def _name(function: Function) -> str:
+    """The function's; of a partial that of what it calls, of an object that of its class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)

@@ -36,7 +36,7 @@ class Options:
 
     learning_rate: float = 2e-5
     batch_size: int = 8
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     optimizer: Literal["reset", "carry"] = "reset"
