@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerState
@@ -18,7 +18,11 @@ from .build import Parts
 from .errors import UserError
 from .experiment import Experiment
 from .models import load_model, load_tokenizer, quiet
+from .report.record import Record
 from .score import Rewards, Weighted
+from .share.base import hub_id
+from .share.policy import lay_out
+from .share.push import Parcel, upload
 from .trainer_config import RAFTConfig
 
 log = logging.getLogger("raftune")
@@ -150,28 +154,30 @@ class RAFTTrainer:
         return {f"eval_{name}": value for name, value in held.items() if isinstance(value, int | float)}
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Copy the policy, as ``from_pretrained`` opens it, into ``output_dir``, by default ``args.output_dir``."""
-        target = Path(output_dir or self.folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for file in Path(self.policy).iterdir():
-            if file.is_file() and file.name != files.FIGURES:
-                shutil.copyfile(file, target / file.name)
+        """Write the policy, as ``from_pretrained`` opens it, into ``output_dir``, by default ``args.output_dir``; with
+        a card, where there is none of another's."""
+        self._lay_out(Path(output_dir or self.folder))
+
+    def _lay_out(self, target: Path) -> None:
+        run = self.experiment.run
+        number = run.best() if self.args.load_best_model_at_end else run.last
+        for line in lay_out(Record.of(self.folder), number, run.policy_of(number), target, base=self._hub_id):
+            log.warning("%s: %s", target, line)
+
+    @property
+    def _hub_id(self) -> str | None:
+        """What a model in memory is called on the Hub, where it came from there."""
+        name = str(getattr(self._model, "name_or_path", "") or "")
+        return hub_id(name) if name else None
 
     def push_to_hub(self, commit_message: str = "RAFT", **options: Any) -> str:
-        """Upload the policy to ``args.hub_model_id`` (by default the output directory's name); its address."""
-        from huggingface_hub import HfApi
-
-        hub = HfApi(token=self.args.hub_token)
+        """Upload the policy with its card to ``args.hub_model_id`` (by default the output directory's name); its
+        address. ``options``: of ``HfApi.upload_folder``."""
         name = self.args.hub_model_id or self.folder.resolve().name
-        place = hub.create_repo(name, private=self.args.hub_private_repo, exist_ok=True)
-        hub.upload_folder(
-            repo_id=place.repo_id,
-            folder_path=self.policy,
-            commit_message=commit_message,
-            ignore_patterns=[files.FIGURES],
-            **options,
-        )
-        return str(place)
+        with TemporaryDirectory(dir=self.folder, prefix=".hub-") as ready:
+            self._lay_out(Path(ready))
+            parcel = Parcel(Path(ready), "model")
+            return upload(parcel, name, self.args.hub_private_repo, self.args.hub_token, commit_message, **options)
 
 
 def _name(model: Any) -> str:
