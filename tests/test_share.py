@@ -231,6 +231,9 @@ def test_a_run_that_goes_on_or_is_damaged(tmp_path: Path) -> None:
     assert "note:" in result.output and "0001" in result.output and len(out.read_text().splitlines()) == 4
     assert "damaged" in refused("export", run, "--format", "sft", "--out", out, "--round", 1)
     assert "--round 3: is not committed" in refused("export", run, "--format", "sft", "--out", out, "--round", 3)
+    whole.unlink()
+    (run / "config.yaml").unlink()  # as `raft()` leaves a run
+    assert f"{whole}: is not there" in exported(run, "sft", out).output
     (run / "rounds" / "0001" / "DONE").unlink()
     (run / "rounds" / "0002" / "DONE").unlink()
     assert "nothing is chosen yet" in refused("export", run, "--format", "sft", "--out", out)

@@ -27,16 +27,17 @@ def tables(record: Record, name: str, asked: Sequence[int] = ()) -> list[tuple[i
     for number in asked:
         if number not in done:
             raise UserError(f"--round {number}: is not committed; there are {', '.join(map(str, done))}")
-    found = []
+    found: list[tuple[int, ScoredTable]] = []
     for number in dict.fromkeys(asked or done):
-        table = record.table(number, name)
-        if table is not None:
+        if (table := record.table(number, name)) is not None:
             found.append((number, table))
-        elif asked or not record.missing:
-            why = record.missing[-1] if record.missing else f"{record.folder}: round {number} has no {name}.parquet"
+            continue
+        path = record.folder / "rounds" / f"{number:04d}" / f"{name}.parquet"
+        why = next((line for line in record.missing if line.startswith(str(path))), f"{path}: is not there")
+        if asked or (number == done[-1] and not found):
             raise UserError(why)
-    if not found:
-        raise UserError(f"{record.folder}: no table can be read: {record.missing[0]}")
+        if why not in record.missing:
+            record.missing.append(why)
     return found
 
 
