@@ -58,14 +58,15 @@ def searched(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def paged(folder: Path) -> dict[str, dict[str, float]]:
-    """The same through the page, as far as one field asks for it."""
+    """The same through the page, as far as one text field asks for it."""
     from playwright.sync_api import sync_playwright
 
+    hits = {name: figures["hits"] for name, figures in searched(folder).items()}
+    labels = {"text": "Answer contains", "prompt": "Prompt contains, or its id", "low": "Reward at least"}
     server = subprocess.Popen(
         [str(Path(sys.executable).with_name("raftune")), "view", str(folder)], stdout=subprocess.PIPE, text=True
     )
     assert server.stdout is not None
-    address = server.stdout.readline().split()[0]
     found = {}
     try:
         with sync_playwright() as playwright:
@@ -73,29 +74,32 @@ def paged(folder: Path) -> dict[str, dict[str, float]]:
                 executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
             )
             page = browser.new_page()
-            page.goto(address)
-            page.wait_for_function("document.querySelector('#found')?.innerText.includes(' of ')")
-            shown = page.locator("#found").inner_text()
-            for label, key in (("Answer contains", "text"), ("Prompt contains, or its id", "prompt")):
-                for name, asked in QUESTIONS.items():
-                    if set(asked) != {key}:
-                        continue
-                    field = page.get_by_label(label)
-                    field.fill(asked[key])
-                    start = time.perf_counter()
-                    field.press("Enter")
-                    page.wait_for_function("before => document.querySelector('#found').innerText !== before", arg=shown)
-                    found[name] = {"seconds": time.perf_counter() - start}
-                    shown = page.locator("#found").inner_text()
+            page.goto(server.stdout.readline().split()[0])
+            _shows(page, hits["everything"])
+            for name, asked in QUESTIONS.items():
+                key, value = next(iter(asked.items()), ("", None))
+                if len(asked) != 1 or key not in labels:
+                    continue
+                field = page.get_by_label(labels[key])
+                field.fill(str(value))
+                start = time.perf_counter()
+                field.press("Enter")
+                _shows(page, hits[name])
+                found[name] = {"seconds": time.perf_counter() - start, "hits": hits[name]}
                 field.fill("")
                 field.press("Enter")
-                page.wait_for_function("before => document.querySelector('#found').innerText !== before", arg=shown)
-                shown = page.locator("#found").inner_text()
+                _shows(page, hits["everything"])
             browser.close()
     finally:
         server.terminate()
-        server.wait()
+        server.communicate()
     return found
+
+
+def _shows(page: Any, hits: float) -> None:
+    """Wait until the page says that so many fit."""
+    told = f" of {hits:,.0f}" if hits else "nothing fits"
+    page.wait_for_function("told => document.querySelector('#found')?.innerText.trim().endsWith(told.trim())", arg=told)
 
 
 def main() -> None:

@@ -53,12 +53,11 @@ def main(line: Sequence[str] | None = None) -> None:
         say_dropped(terminal, experiment.parts.prompts.counts)
         terminal.print(show.plan(experiment), highlight=False, soft_wrap=True)
         show.follow(terminal, experiment)
-        policy = run.policy
-        handover.save(policy, folder)
+        handover.save(experiment, run.last, folder)
     terminal.print(f"adapter: {folder} (round {run.last})", highlight=False, soft_wrap=True)
     if given.push_to_hub:
         name = given.hub_model_id or folder.resolve().name
-        address = handover.push(policy, name, "RAFT", given.hub_token, None)
+        address = handover.push(experiment, run.last, name, token=given.hub_token)
         terminal.print(f"pushed: {address}", highlight=False, soft_wrap=True)
 
 

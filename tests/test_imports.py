@@ -117,6 +117,14 @@ LIGHT = [
     "sample/endpoint",
     "sample/mixture",
     "sample/pool",
+    "share/base",
+    "share/card",
+    "share/export",
+    "share/formats",
+    "share/policy",
+    "share/push",
+    "share/rounds",
+    "sharing",
 ]
 
 

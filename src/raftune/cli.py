@@ -13,6 +13,7 @@ from .errors import UserError
 from .exits import exits
 from .outlook import outlook
 from .preparation import preparation
+from .sharing import sharing
 from .stages import stages
 from .studies import studies
 from .viewing import viewing
@@ -33,6 +34,7 @@ app.add_typer(studies)
 app.add_typer(outlook)
 app.add_typer(preparation)
 app.add_typer(viewing)
+app.add_typer(sharing)
 
 
 def _version(wanted: bool) -> None:

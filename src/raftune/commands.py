@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,15 +38,22 @@ def say_dropped(terminal: Console, counts: dict[str, int], what: str = "prompts"
         terminal.print(f"{what} dropped: {dropped}", highlight=False)
 
 
-def check_out(out: Path, folder: bool = False) -> None:
-    """Before any work: can ``out`` be written, without anything of the user's being overwritten?"""
+def _tuned(out: Path) -> bool:
+    return (out / files.FIGURES).exists()
+
+
+def check_out(
+    out: Path, folder: bool = False, ours: Callable[[Path], bool] = _tuned, what: str = "a tuned policy"
+) -> None:
+    """Before any work: can ``out`` be written, without anything of the user's being overwritten? A folder may hold
+    what is ``ours``."""
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"--out {out}: {above} cannot be written to")
     if not folder and out.is_dir():
         raise UserError(f"--out {out}: is a directory; name a file")
-    if folder and out.exists() and not (out / files.FIGURES).exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: holds something else than a tuned policy; name an empty or new directory")
+    if folder and out.exists() and not ours(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: holds something else than {what}; name an empty or new directory")
 
 
 def written(out: Path, count: int, what: str) -> None:

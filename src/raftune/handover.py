@@ -6,7 +6,7 @@ What the trainer with TRL's arguments and the script with diffusers' share. No t
 from __future__ import annotations
 
 import json
-import shutil
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,12 @@ from . import build, files, pick
 from .errors import UserError
 from .experiment import Experiment
 from .recipe import parse
+from .report.record import Record
 from .score import Rewards
-from .types import Policy
+from .share.policy import lay_out
+from .share.push import READY, Parcel, upload
+
+log = logging.getLogger("raftune")
 
 FOLDER = ".trainer"  # in the run directory: what was handed over in memory, as files
 HELDOUT = 64  # prompts at most, where nobody says which
@@ -81,35 +85,27 @@ def experiment(
     return Experiment.open(parts, folder)
 
 
-def save(policy: Policy, target: Path) -> None:
-    """Copy a checkpoint, as its library opens it, into ``target``, beside what is there."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in Path(_on_disk(policy)).iterdir():
-        if file.is_file() and file.name != files.FIGURES:
-            shutil.copyfile(file, target / file.name)
+def save(done: Experiment, number: int, target: Path, base: str | None = None) -> None:
+    """Write the policy of a round into ``target``, beside what is there, as its library opens it; with a card, where
+    there is none of another's. ``base``: the hub id of what it was tuned from, where only the caller knows it."""
+    run = done.run
+    for line in lay_out(Record.of(run.root), number, run.policy_of(number), target, base=base):
+        log.warning("%s: %s", target, line)
 
 
-def push(policy: Policy, name: str, message: str, token: str | None, private: bool | None, **options: Any) -> str:
-    """Upload a checkpoint to the hub repository ``name``, which is made where it is not there; its address.
-    ``options``: of ``HfApi.upload_folder``."""
-    from huggingface_hub import HfApi
-
-    hub = HfApi(token=token)
-    place = hub.create_repo(name, private=private, exist_ok=True)
-    hub.upload_folder(
-        repo_id=place.repo_id,
-        folder_path=_on_disk(policy),
-        commit_message=message,
-        ignore_patterns=[files.FIGURES],
-        **options,
-    )
-    return str(place)
-
-
-def _on_disk(policy: Policy) -> str:
-    """A checkpoint's folder; a hub id, which the initial policy may be, is where it was fetched to."""
-    if Path(policy).is_dir():
-        return str(policy)
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(str(policy))
+def push(
+    done: Experiment,
+    number: int,
+    name: str,
+    base: str | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+    message: str = "RAFT",
+    **options: Any,
+) -> str:
+    """Upload it to the hub repository ``name``, which is made where it is not there; its address. ``options``: of
+    ``HfApi.upload_folder``."""
+    ready = done.run.root / READY / "model"
+    with files.replacing_folder(ready) as part:
+        save(done, number, part, base)
+    return upload(Parcel(ready, "model"), name, private, token, message, **options)

@@ -196,6 +196,15 @@ def load_model(
     return model.to(device()).eval()
 
 
+def merge(policy: Policy, out: Path) -> None:
+    """Write a policy into a folder as one model with its tokenizer, an adapter merged into its base. In float32: a
+    lower precision would round a small change away."""
+    model, tokenizer = load_model(policy, torch.float32), load_tokenizer(policy)
+    with quiet():
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
 def attend(model: PreTrainedModel, longest: int) -> None:
     """Ready ``model`` to read sequences of so many tokens at most.
 

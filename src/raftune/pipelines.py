@@ -120,6 +120,13 @@ def load(policy: Policy, dtype: torch.dtype, **without: None) -> Any:
     return pipe
 
 
+def merge(policy: Policy, out: Path) -> None:
+    """Write a policy into a folder as one pipeline, a LoRA added to the weights of its base. In float32."""
+    pipe = load(policy, torch.float32)
+    with silent():
+        pipe.save_pretrained(out)
+
+
 def variant_of(pipeline: str) -> dict[str, str]:
     """``variant="fp16"`` where a folder has its weights in that form alone."""
     for name in DENOISERS:

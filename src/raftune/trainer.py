@@ -19,6 +19,7 @@ from .experiment import Experiment
 from .figures import said_of
 from .models import device, load_model, load_tokenizer
 from .prompts import fallen, parse, tidy
+from .share.base import hub_id
 from .trainer_config import RAFTConfig
 
 log = logging.getLogger("raftune")
@@ -203,8 +204,12 @@ class RAFTTrainer:
     @property
     def policy(self) -> str:
         """Where the policy of the last round lies; with ``load_best_model_at_end`` that of the best one."""
+        return str(self.experiment.run.policy_of(self._number))
+
+    @property
+    def _number(self) -> int:
         run = self.experiment.run
-        return str(run.policy_of(run.best() if self.args.load_best_model_at_end else run.last))
+        return run.best() if self.args.load_best_model_at_end else run.last
 
     @cached_property
     def processing_class(self) -> Any:
@@ -250,8 +255,15 @@ class RAFTTrainer:
         return {f"heldout/{name}": value for name, value in figures.items()} | told
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Copy the policy, as ``from_pretrained`` opens it, into ``output_dir``, by default ``args.output_dir``."""
-        handover.save(self.policy, Path(output_dir or self.folder))
+        """Write the policy, as ``from_pretrained`` opens it, into ``output_dir``, by default ``args.output_dir``; with
+        a card, where there is none of another's."""
+        handover.save(self.experiment, self._number, Path(output_dir or self.folder), self._hub_id)
+
+    @property
+    def _hub_id(self) -> str | None:
+        """What a model in memory is called on the Hub, where it came from there."""
+        name = str(getattr(self._model, "name_or_path", "") or "")
+        return hub_id(name) if name else None
 
     @property
     def hub_model_id(self) -> str:
@@ -267,13 +279,14 @@ class RAFTTrainer:
         private: bool | None = None,
         **card: Any,
     ) -> str:
-        """Upload the policy to :attr:`hub_model_id`; its address. ``card``: of a model card, which is not made."""
+        """Upload the policy with its card to :attr:`hub_model_id`; its address. ``card``: what TRL's card is told;
+        ours tells what the run knows."""
         if card:
-            log.warning("push_to_hub: %s: no model card is written", ", ".join(card))
+            log.warning("push_to_hub: %s: not used, the card tells what the run knows", ", ".join(card))
         private = self.args.hub_private_repo if private is None else private
-        options = {"revision": revision, "run_as_future": not blocking}
-        token = token or self.args.hub_token
-        return handover.push(self.policy, self.hub_model_id, commit_message or "RAFT", token, private, **options)
+        access = {"token": token or self.args.hub_token, "private": private}
+        options = {"message": commit_message or "RAFT", "revision": revision, "run_as_future": not blocking}
+        return handover.push(self.experiment, self._number, self.hub_model_id, self._hub_id, **access, **options)
 
     @property
     def accelerator(self) -> PartialState:

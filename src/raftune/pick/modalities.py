@@ -35,6 +35,8 @@ class Modality:
     """How long an output is, in words; None where it has no length."""
     pilot: Callable[[Any, Policy, Sequence[Prompt], Callable[[Prompt], int], int, float], Pilot]
     """The rates of this kind's samplers, tried in so many seconds."""
+    merge: Callable[[Policy, Path], None]
+    """Write a policy into a folder as one model, an adapter with its base."""
     stages: Callable[[Any], dict[str, dict[str, float]]] | None
     """What each stage of :class:`raftune.demands.Demands` holds in memory at most, term by term; None: no formula."""
 
@@ -54,6 +56,7 @@ def modality(name: str) -> Modality:
                 prompt_length=token_counter,
                 length=lambda one: len(str(one.output).split()),
                 pilot=pilot.of_text,
+                merge=merged_text,
                 stages=memory_of_texts,
             )
         case "image":
@@ -70,6 +73,7 @@ def modality(name: str) -> Modality:
                 prompt_length=lambda _: None,
                 length=None,
                 pilot=pilot.of_pictures,
+                merge=merged_pipeline,
                 stages=None,
             )
     raise UserError(f"modality: {name!r} is unknown; use text or image")
@@ -110,3 +114,17 @@ def memory_of_texts(demands: Any) -> dict[str, dict[str, float]]:
     from ..memory_of_text import stages
 
     return stages(demands)
+
+
+def merged_text(policy: Policy, out: Path) -> None:
+    """By :mod:`raftune.models`."""
+    from ..models import merge
+
+    merge(policy, out)
+
+
+def merged_pipeline(policy: Policy, out: Path) -> None:
+    """By :mod:`raftune.pipelines`."""
+    from ..pipelines import merge
+
+    merge(policy, out)

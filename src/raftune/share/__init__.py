@@ -1,0 +1,1 @@
+"""What leaves a run: its outputs in the formats of other tools, its policy, their cards, the way to the Hub."""
