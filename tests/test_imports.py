@@ -22,8 +22,12 @@ HEAVY = {
     "sklearn",
     "matplotlib",
     "openai",
+    "tensorboard",
+    "trackio",
+    "wandb",
+    "mlflow",
 }
-BACKENDS = ("sample/", "reward/", "tune/", "evaluate/")
+BACKENDS = ("sample/", "reward/", "tune/", "evaluate/", "track/")
 
 MEASURES = {f"evaluate/{name}" for name in ("agreement", "best_of_n", "judge", "votes", "winrate")}
 
@@ -37,6 +41,7 @@ ALLOWED = {
     "memory": set(),
     "protocols": {"types"},
     "columns": {"types"},
+    "entry": {"columns"},
     "rank": {"columns", "errors", "protocols", "types"},
     "filters": {"columns", "errors", "protocols", "rank", "types"},
     "score": {"columns", "errors", "protocols", "types"},
@@ -88,6 +93,8 @@ LIGHT = [
     "pick/parts",
     "pick/places",
     "pick/scorers",
+    "pick/trackers",
+    "tracking",
     "outlook",
     "preparation",
     "stages",

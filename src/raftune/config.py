@@ -6,9 +6,9 @@ Paths in a recipe are looked for beside the recipe, then in the working director
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from .sampling import ImageSampleConfig, SampleConfig, TextSampleConfig
 from .serving import HOW_SERVED
@@ -152,10 +152,47 @@ class AlarmsConfig(Strict, frozen=True):
     errors: float = Field(default=2.0, ge=0)
 
 
+class TrackConfig(Strict, frozen=True):
+    """An experiment tracker that is told of every round: ``tensorboard``, ``trackio``, ``wandb``, ``mlflow``, or a
+    class of Accelerate's interface, ``module:Class`` (docs/tracking.md).
+
+    ``project``: under which runs stand together, ``raftune`` by default; ``name``: of this run, by default that of its
+    directory; ``samples``: how many held-out prompts with their answers it is shown; ``options``: of its own start.
+    """
+
+    use: str
+    project: str | None = None
+    name: str | None = None
+    samples: int = Field(default=8, ge=0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_these(self) -> Self:
+        if self.use == "tensorboard" and (self.project or self.name):
+            raise ValueError("tensorboard has no project and no name: its files lie in the run directory")
+        if ":" in self.use and self.name:
+            raise ValueError("name: a class of one's own gets it among its options")
+        return self
+
+    @property
+    def key(self) -> str:
+        """What it is noted as: a tracker with two projects is two."""
+        return self.use if self.project is None else f"{self.use} {self.project}"
+
+
+def _told_apart(value: tuple[TrackConfig, ...]) -> tuple[TrackConfig, ...]:
+    if len({one.key for one in value}) < len(value):
+        raise ValueError("names one tracker twice; give each its own project")
+    return value
+
+
+Trackers = Annotated[tuple[TrackConfig, ...], BeforeValidator(_listed), AfterValidator(_told_apart)]
+
+
 class Recipe(Strict, frozen=True):
-    """A whole run. ``out``, ``keep`` and ``report`` may differ when a run is resumed, ``rounds``, ``patience``,
-    ``alarms`` too. ``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have r.
-    ``report``: write report.html after every round."""
+    """A whole run. ``out``, ``keep``, ``report`` and ``track`` may differ when a run is resumed, ``rounds``,
+    ``patience``, ``alarms`` too. ``kl_coefficient``: β. Candidates are ranked by r - β·log(p/p0); held-out answers have
+    r. ``report``: write report.html after every round; ``track``: the experiment trackers that hear of it."""
 
     modality: str
     model: str
@@ -172,6 +209,7 @@ class Recipe(Strict, frozen=True):
     out: str | None = None
     keep: Literal["best", "all"] = "best"
     report: bool = True
+    track: Trackers = ()
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -189,7 +227,7 @@ class Recipe(Strict, frozen=True):
             "evaluate.patience",
             *(f"alarms.{name}" for name in AlarmsConfig.model_fields),
         }
-        settings = flatten(self.model_dump(mode="json"))
+        settings = flatten(self.model_dump(mode="json", exclude={"track"}))
         how = (HOW_ASKED, HOW_SERVED)
         return {k: value for k, value in settings.items() if k not in free and not any(h.fullmatch(k) for h in how)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from . import alarms, files, pick, table
 from .build import Parts
+from .config import flatten
 from .errors import UserError
 from .figures import part_means, said_of, selection, spared
 from .ledger import ScoredTable
@@ -20,6 +21,7 @@ from .prompts import draw
 from .provenance import by_source
 from .store import RoundFolder, Run
 from .stream import Stream
+from .tracking import Tracking
 from .types import Prompt, Scored
 
 log = logging.getLogger("raftune")
@@ -27,24 +29,32 @@ log = logging.getLogger("raftune")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run directory and the parts that work on it."""
+    """A run directory, the parts that work on it, and who is told."""
 
     parts: Parts
     run: Run
+    tracking: Tracking = field(default_factory=Tracking)
 
     @classmethod
     def open(cls, parts: Parts, out: Path) -> Experiment:
         """Open (or resume) the run directory of a recipe."""
+        recipe = parts.recipe
+        trackers = pick.trackers(recipe.track, out, parts.beside)
+        told = flatten(recipe.model_dump(mode="json", exclude={"track"}))
         run = Run(out, parts.model, parts.modality.codec, parts.settings)
         with files.replacing(out / "config.yaml") as part:
-            part.write_text(yaml.safe_dump(parts.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        return cls(parts, run)
+            part.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        return cls(parts, run, Tracking(trackers, out, told, {one.key: one.samples for one in recipe.track}))
 
     def rounds(self, stream: Stream | None = None) -> Iterator[dict[str, Any]]:
         """Do what remains; yield the figures of each round, those of earlier sessions and of round 0 first.
 
         With a ``stream`` prompts and candidates are those that come in, and it says when to end.
         """
+        with self.tracking:
+            yield from self._rounds(stream)
+
+    def _rounds(self, stream: Stream | None) -> Iterator[dict[str, Any]]:
         recipe, parts, run = self.parts.recipe, self.parts, self.run
         self._compare_rewards()
         for number in range(run.last + 1):
@@ -84,6 +94,7 @@ class Experiment:
         run.prune({run.best(), run.last} if recipe.keep == "best" else set(range(1, run.last + 1)))
         if recipe.report and number == run.last:
             self._report(live=number < recipe.rounds and not self.out_of_patience)
+        self.tracking.tell(number)
         return run.metrics(number)
 
     def _report(self, live: bool) -> None:
@@ -193,6 +204,7 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
     Returns (what, finding) lines; raises UserError at the first fault.
     """
     recipe = parts.recipe
+    trackers = pick.trackers(recipe.track, Path(), parts.beside)
     prompts, rule, learner = parts.prompts, parts.select, parts.learner
     _ = parts.probes  # faults of what is only evaluated show here too
     counted = {rule: count for rule, count in prompts.counts.items() if rule not in {"rows", "heldout_rows"}}
@@ -202,6 +214,7 @@ def dry_run(parts: Parts, samples: int = 2) -> list[tuple[str, str]]:
         ("prompts", f"{len(prompts.train)} to train, {len(prompts.heldout)} held out; dropped: {dropped or 'none'}"),
         ("select", repr(rule)),
         ("tune", repr(learner)),
+        *([("track", ", ".join(trackers))] if trackers else []),
     ]
     asked = prompts.train if recipe.sample.sources else prompts.train + prompts.heldout  # pools may know those alone
     some = [max(asked, key=lambda prompt: len(str(prompt.content)))]  # the one that may not fit

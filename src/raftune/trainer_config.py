@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from . import handover
 from .errors import UserError
+from .pick.trackers import TRACKERS
 
 # Of GRPOConfig and RLOOConfig (TRL 1.16): about a gradient that is not taken here. Accepted, so that a script runs on.
 _FLAGS_OF_OTHERS = """
@@ -34,8 +35,8 @@ OF_OTHERS = (*_FLAGS_OF_OTHERS.split(), *_VALUES_OF_OTHERS.split())
 _MEANT = """
 output_dir learning_rate per_device_train_batch_size gradient_accumulation_steps max_steps num_train_epochs seed
 lr_scheduler_type max_grad_norm weight_decay gradient_checkpointing gradient_checkpointing_kwargs optim
-push_to_hub hub_model_id hub_token hub_private_repo report_to run_name logging_steps logging_strategy
-logging_first_step logging_dir disable_tqdm save_strategy save_steps eval_strategy eval_steps
+push_to_hub hub_model_id hub_token hub_private_repo report_to run_name project trackio_space_id logging_steps
+logging_strategy logging_first_step logging_dir disable_tqdm save_strategy save_steps eval_strategy eval_steps
 per_device_eval_batch_size remove_unused_columns bf16 use_cpu load_best_model_at_end save_total_limit log_level
 data_seed do_train do_eval dataloader_pin_memory activation_checkpointing activation_checkpointing_kwargs
 """
@@ -63,7 +64,8 @@ class RAFTConfig(TrainingArguments, _Others):  # pyright: ignore[reportGeneralTy
     ``num_tune_epochs``: passes over the chosen in a round. ``rule``, ``floor``: of selection. ``beta``: candidates are
     ranked by r - β·log(p/p0). ``heldout``: without an ``eval_dataset``, how many prompts (or which share) are kept out
     of training to tell the best round; by default a tenth, 64 at most. ``num_generations_eval``: answers to each of
-    them, 1 by default.
+    them, 1 by default. ``report_to``: trackers that are told of every round (docs/tracking.md), as ``run_name`` under
+    ``project``.
     """
 
     learning_rate: float = field(default=2e-5)
@@ -162,6 +164,7 @@ class RAFTConfig(TrainingArguments, _Others):  # pyright: ignore[reportGeneralTy
             "rounds": self.rounds_over(prompts),
             "seed": self.seed,
             "out": str(self.output_dir),
+            "track": [self._track(name) for name in self.reports if name not in self._elsewhere],
         }
 
     def _vllm(self) -> dict[str, Any]:
@@ -175,9 +178,31 @@ class RAFTConfig(TrainingArguments, _Others):  # pyright: ignore[reportGeneralTy
         }
         return {"vllm": engine}
 
+    @property
+    def reports(self) -> list[str]:
+        """The names in ``report_to``, of which TrainingArguments has made a list; of "all" one of what is installed."""
+        given: Any = self.report_to
+        return [given] if isinstance(given, str) else list(given or [])
+
+    @property
+    def _elsewhere(self) -> list[str]:
+        """What transformers reports to and we do not: "all" names it where it is installed."""
+        from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+        return sorted(set(self.reports) & set(get_available_reporting_integrations()) - set(TRACKERS))
+
+    def _track(self, name: str) -> dict[str, Any]:
+        """As a recipe says it: ``run_name`` and ``project``, where it was set, if that tracker has such things."""
+        if name == "tensorboard" or ":" in name:
+            return {"use": name}
+        project = None if self.project == TrainingArguments.project else self.project
+        space = {"space_id": self.trackio_space_id} if name == "trackio" and self.trackio_space_id else {}
+        return {"use": name, "project": project, "name": self.run_name, "options": space}
+
     def unused(self) -> list[str]:
         """What was set and means nothing here."""
         plain = TrainingArguments(output_dir=self.output_dir)
         own = {one.name for one in fields(TrainingArguments)} - MEANT
         changed = [name for name in sorted(own) if getattr(self, name, None) != getattr(plain, name, None)]
-        return [*(name for name in OF_OTHERS if getattr(self, name) is not None), *changed]
+        elsewhere = [f"report_to={name}" for name in self._elsewhere]
+        return [*(name for name in OF_OTHERS if getattr(self, name) is not None), *changed, *elsewhere]

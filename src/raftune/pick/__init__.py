@@ -7,6 +7,7 @@ from .modalities import Modality, modality, modality_in, modality_of, token_coun
 from .parts import halving, learner, pool, reward_learner, sampler, select, source, sources
 from .places import beside_of, model
 from .scorers import calibration, handed, judge, kl_shaped, perplexity, reward, rewards
+from .trackers import trackers
 
 __all__ = [
     "Modality",
@@ -31,4 +32,5 @@ __all__ = [
     "source",
     "sources",
     "token_counter",
+    "trackers",
 ]

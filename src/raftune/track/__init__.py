@@ -1,0 +1,1 @@
+"""Experiment trackers, each through Accelerate's class for it."""
