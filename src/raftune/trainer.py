@@ -296,8 +296,7 @@ class RAFTTrainer:
     def is_world_process_zero(self) -> bool:
         return True
 
-    def is_local_process_zero(self) -> bool:
-        return True
+    is_local_process_zero = is_world_process_zero
 
     def end(self) -> None:
         """Nothing is left open."""
