@@ -366,7 +366,7 @@ def test_mlflow_holds_the_run_once(work: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, by_round in numbers(run).items():
         history = client.get_metric_history(found.info.run_id, name)
         assert {one.step: one.value for one in history} == by_round and len(history) == len(by_round)
-    samples = mlflow.load_table("heldout/samples-0002.json", [found.info.run_id])
+    samples = client.load_table(found.info.experiment_id, "heldout/samples-0002.json", [found.info.run_id])
     assert list(samples.columns) == ["prompt", "before", "after", "reward"] and len(samples) == 4
 
 
