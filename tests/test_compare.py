@@ -390,7 +390,7 @@ def test_votes_and_judges_from_the_command_line(tmp_path: Path, endpoint: type) 
     judged = call("compare", a, b, "--by", "judge", "--judge-endpoint", "m", "--judge-url", "http://x/v1",
                   "--judge-price", 2, 30, "--out", out)  # fmt: skip
     assert judged.exit_code == 0, judged.output
-    assert "in the currency of its price" in judged.output
+    assert "in the currency of its price" in " ".join(judged.output.split())
     told = json.loads((out / "compare.json").read_text())
     assert (told["win"], told["tie"], told["loss"]) == (1, 2, 1)
     asked = call("compare", a, b, "--by", "people", "--out", out)

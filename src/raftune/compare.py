@@ -35,6 +35,13 @@ class Found:
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
+def decided(pairs: Pairs, by: str, judge: Judge | None, folder: Path, margin: float) -> Found:
+    """By whom the command names: a judge, votes in a file, a reward."""
+    if judge is not None:
+        return by_judge(pairs, judge, folder)
+    return by_votes(pairs, Path(by), folder) if by.endswith(".jsonl") else by_reward(pairs, by, margin)
+
+
 def by_reward(pairs: Pairs, by: str, margin: float = 0.0) -> Found:
     """``by``: ``reward`` (as it is stored), ``monitor:NAME`` (a stored part), or what a recipe's reward may ``use``."""
     whole: list[tuple[Scored, Scored]] = []

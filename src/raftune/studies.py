@@ -175,12 +175,7 @@ def compare(
         return
     plots.figure_of(1)  # before a judge is asked: can it be drawn?
     with Show(terminal).live():
-        if judge:
-            found = comparing.by_judge(pairs, judge, folder)
-        elif by.endswith(".jsonl"):
-            found = comparing.by_votes(pairs, Path(by), folder)
-        else:
-            found = comparing.by_reward(pairs, by, margin)
+        found = comparing.decided(pairs, by, judge, folder, margin)
     told = comparing.result(sides["a"], sides["b"], by, found, unpaired, seed)
     files.write_json(folder / "compare.json", told)
     terminal.print(contrast.view(told), highlight=False)

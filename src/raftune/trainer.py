@@ -181,16 +181,9 @@ class RAFTTrainer:
                 self._tell(event)
 
     def _tell(self, event: str, **told: Any) -> None:
+        told |= {"model": None, "processing_class": self._processing_class}
         for one in self.callbacks:
-            answer = getattr(one, event)(
-                self.args,
-                self.state,
-                self.control,
-                model=None,
-                processing_class=self._processing_class,
-                **told,
-            )
-            self.control = answer or self.control
+            self.control = getattr(one, event)(self.args, self.state, self.control, **told) or self.control
 
     def add_callback(self, callback: Any) -> None:
         """A ``transformers.TrainerCallback``, or its class."""
