@@ -359,6 +359,11 @@ def test_what_is_pushed_is_the_policy(
     trainer.train()
     with caplog.at_level(logging.WARNING, "raftune"):
         trainer.push_to_hub(dataset_name="d")
-    assert "dataset_name: no model card is written" in caplog.text
-    assert (asked_for["token"], asked_for["repo_id"], asked_for["folder_path"]) == ("t", "me/run", trainer.policy)
-    assert asked_for["ignore_patterns"] == ["raftune.json"] and (Path(trainer.policy) / "config.json").exists()
+    assert "dataset_name: not used" in caplog.text
+    assert (asked_for["repo_id"], asked_for["repo_type"]) == ("me/run", "model")
+    assert asked_for["token"] == "t"
+    pushed = Path(asked_for["folder_path"])
+    assert {path.name for path in pushed.iterdir()} >= {"config.json", "README.md"}
+    assert not (pushed / "raftune.json").exists()
+    for name in ("config.json", "model.safetensors"):
+        assert (pushed / name).read_bytes() == (Path(trainer.policy) / name).read_bytes()
