@@ -19,7 +19,7 @@ from .rank import NothingChosen, choose
 from .sources import EndpointSource, ModelSource, PoolSource
 from .types import Policy, Prompt, Scored, seed_of
 
-SEEN = 1.3  # a run holds more outputs than the trial from which its need was seen
+SEEN = 1.5  # a run holds more outputs than the trial from which its need was seen
 ROWS = 1024  # candidates decoded at once on a device that is not here
 
 
