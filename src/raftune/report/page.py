@@ -21,7 +21,7 @@ from ..show import COLUMNS, columns_with, plain
 from ..spread import Spread
 from ..types import Content, Scored
 from . import charts
-from .record import REWARD, Record
+from .record import REWARD, Record, about
 
 NAME = "report.html"
 PROMPTS, PICTURES, EXTREMES = 12, 8, 6  # shown: held-out prompts, pictures of each, candidates at either end
@@ -58,7 +58,7 @@ def _run(record: Record) -> dict[str, Any]:
     held = record.before_and_after(shown, PROMPTS, PICTURES if pictures else 1)
     return {
         "title": record.name,
-        "about": _about(record),
+        "about": [(name, plain(value)) for name, value in about(record.recipe).items()],
         "state": _state(record),
         "cards": _cards(record),
         "alarms": [(row["round"], line) for row in record.rows for line in row.get("alarms", ())],
@@ -72,22 +72,6 @@ def _run(record: Record) -> dict[str, Any]:
         "pictures": pictures,
         "recipe": yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True),
     }
-
-
-def _about(record: Record) -> list[tuple[str, str]]:
-    """What was run, in a few words."""
-    recipe = record.recipe
-    sample, prompts = recipe.get("sample") or {}, recipe.get("prompts") or {}
-    rewards = [f"{one.get('weight', 1):g} × {one.get('name') or one.get('use')}" for one in recipe.get("reward") or ()]
-    told = {
-        "model": recipe.get("model"),
-        "prompts": prompts.get("path"),
-        "reward": " + ".join(rewards).replace("1 × ", ""),
-        "a round": f"{sample.get('prompts_per_round')} prompts × {sample.get('k')} candidates" if sample else None,
-        "rule": (recipe.get("select") or {}).get("rule"),
-        "seed": recipe.get("seed"),
-    }
-    return [(name, plain(str(value))) for name, value in told.items() if value not in (None, "")]
 
 
 def _state(record: Record) -> str:

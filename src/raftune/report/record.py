@@ -165,3 +165,20 @@ def _places(table: ScoredTable) -> dict[tuple[str, int], int]:
     keys = table.candidates.keys
     pairs = zip(keys.prompt.tolist(), keys.index.tolist(), strict=True)
     return {(keys.id_of(prompt), index): row for row, (prompt, index) in enumerate(pairs)}
+
+
+def about(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What was run, in a few words by name; what the recipe does not say is not there."""
+    sample, prompts, tune = (recipe.get(key) or {} for key in ("sample", "prompts", "tune"))
+    rewards = [f"{one.get('weight', 1):g} × {one.get('name') or one.get('use')}" for one in recipe.get("reward") or ()]
+    told = {
+        "model": recipe.get("model"),
+        "prompts": prompts.get("path"),
+        "reward": " + ".join(rewards).replace("1 × ", ""),
+        "a round": f"{sample.get('prompts_per_round')} prompts × {sample.get('k')} candidates" if sample else None,
+        "rule": (recipe.get("select") or {}).get("rule"),
+        "β": recipe.get("kl_coefficient") or None,
+        "learning rate": tune.get("learning_rate"),
+        "seed": recipe.get("seed"),
+    }
+    return {name: str(value) for name, value in told.items() if value not in (None, "")}

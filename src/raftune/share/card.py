@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from .. import __version__
-from ..report.record import REWARD, Record
+from ..report.record import REWARD, Record, about
 from ..show import plain
 from .base import Base, fingerprint, shared
 
@@ -117,33 +117,15 @@ def _told(record: Record) -> dict[str, Any]:
     """What both cards say."""
     recipe = {key: value for key, value in record.recipe.items() if key != "out"}
     dumped = yaml.safe_dump(shared(recipe), sort_keys=False, allow_unicode=True) if recipe else ""
+    told = about(shared(recipe)) | {"rounds": str(record.last)}
     ticks = max([2, *map(len, re.findall(r"`+", dumped))]) + 1
     return {
         "title": text(record.name),
-        "about": [(name, text(shared(value))) for name, value in _about(record)],
+        "about": [(name, text(value)) for name, value in told.items() if name != "model"],
         "recipe": dumped,
         "fence": "`" * ticks,
         "versions": ", ".join(_versions()),
     }
-
-
-def _about(record: Record) -> Iterator[tuple[str, str]]:
-    recipe = record.recipe
-    sample, prompts, tune = (recipe.get(key) or {} for key in ("sample", "prompts", "tune"))
-    rewards = [
-        f"{one.get('weight', 1):g} × {one.get('name') or shared(one.get('use'))}" for one in recipe.get("reward") or ()
-    ]
-    told = {
-        "prompts": prompts.get("path"),
-        "reward": " + ".join(rewards).replace("1 × ", ""),
-        "a round": f"{sample.get('prompts_per_round')} prompts × {sample.get('k')} candidates" if sample else None,
-        "rule": (recipe.get("select") or {}).get("rule"),
-        "β": recipe.get("kl_coefficient") or None,
-        "learning rate": tune.get("learning_rate"),
-        "seed": recipe.get("seed"),
-        "rounds": record.last,
-    }
-    yield from ((name, str(value)) for name, value in told.items() if value not in (None, ""))
 
 
 def _figures(record: Record, number: int) -> Iterator[tuple[str, str, str]]:
