@@ -40,8 +40,8 @@ docs: $(VENV)/.dev  ## the site of docs/ into site/; a link or an anchor that le
 docs-cli: $(VENV)/.dev  ## docs/cli.md anew, from the commands themselves
 	@$(BIN)/python -m typer raftune.cli utils docs --name raftune --title "Command line" --output docs/cli.md
 
-bench: $(VENV)/.bench .venv-trl/.ready  ## paired comparisons, then docs/benchmarks.md; ONLY=sample: one; PAIRS=1: how often
-	@for one in $(or $(ONLY),$(COMPARISONS)); do $(RUN)/python bench/$$one.py $(if $(PAIRS),--pairs $(PAIRS)) || exit 1; done
+bench: $(VENV)/.bench .venv-trl/.ready  ## paired comparisons, then docs/benchmarks.md; ONLY=sample: one; PAIRS=1: turns; ANEW=1: drop former sessions
+	@for one in $(or $(ONLY),$(COMPARISONS)); do $(RUN)/python bench/$$one.py $(if $(PAIRS),--pairs $(PAIRS)) $(if $(ANEW),--anew) || exit 1; done
 	@$(RUN)/python bench/page.py
 
 bench-page: $(VENV)/.bench  ## docs/benchmarks.md from the results that lie in docs/benchmarks

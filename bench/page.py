@@ -17,6 +17,7 @@ from aims import AIMS, Runs, against_limit, finalists, measured, memory, of, rat
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from paired import OURS, RESULTS
 from ratios import short, spread
+from sessions import DEVIATIONS, Compared, compared, deviation, expected, told
 from time_to_reward import PEERS, arrived, curve
 
 from raftune import files
@@ -51,23 +52,18 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def comparison_table(record: dict[str, Any]) -> str:
-    """A row a case and side."""
+def comparison_table(record: dict[str, Any], ranges: dict[tuple[str, str], str]) -> str:
+    """A row a case and side; ``ranges``: of a case and peer, where a further session's ratio should lie."""
     key, rows = record["compared"], []
     for case, found in record["cases"].items():
         runs = found["runs"]
         for side, some in runs.items():
-            against = ["", ""] if side == OURS else [f"**{ratio(record, runs, side)}**", str(memory(runs[OURS], some))]
-            middle = [
-                str(spread(of(some, key))),
-                against[0],
-                str(spread(of(some, "peak_gb"))),
-                against[1],
-                extras(some),
-            ]
-            rows.append([case if side == OURS else "", side, *middle])
-        rows += [["", side, f"not run here: {why}", "", "", "", ""] for side, why in found["absent"].items()]
-    heads = ["case", "side", key, "ours is better by", "peak GiB", "memory, ours / peer", "of it"]
+            head = [case if side == OURS else "", side, str(spread(of(some, key)))]
+            better = ["", ""] if side == OURS else [f"**{ratio(record, runs, side)}**", ranges.get((case, side), "")]
+            less = "" if side == OURS else str(memory(runs[OURS], some))
+            rows.append([*head, *better, str(spread(of(some, "peak_gb"))), less, extras(some)])
+        rows += [["", side, f"not run here: {why}", *[""] * 5] for side, why in found["absent"].items()]
+    heads = ["case", "side", key, "ours is better by", "next session", "peak GiB", "memory, ours / peer", "of it"]
     return table(heads, rows)
 
 
@@ -154,14 +150,21 @@ def prose(script: str) -> str:
     return ast.get_docstring(ast.parse((BENCH / f"{script}.py").read_text(encoding="utf-8"))) or ""
 
 
-def section(name: str, record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the template says of a comparison; its plot is drawn."""
+def section(name: str, record: dict[str, Any], folder: Path, some: Sequence[Compared]) -> dict[str, Any]:
+    """What the template says of a comparison; its plot is drawn. ``some``: all ratios of the machine."""
     shown: dict[str, Any] = {"name": name, "title": TITLES[name], "about": prose(name), "limits": None}
     draw: Callable[[dict[str, Any], Path], None] = plot_race if name == "time_to_reward" else plot
     draw(record, folder / f"{name}.png")
     if name == "time_to_reward":
         return shown | {"table": race_table(record), "how": how_raced(record)}
-    return shown | {"table": comparison_table(record), "limits": limits_table(record), "how": how_compared(record)}
+    apart = deviation(some)
+    ranges = (
+        {} if apart is None else {(one.case, one.peer): expected(one, apart) for one in some if one.comparison == name}
+    )
+    shown["table"] = comparison_table(
+        record, {key: f"{short(one.low)} – {short(one.high)}" for key, one in ranges.items()}
+    )
+    return shown | {"limits": limits_table(record), "how": how_compared(record)}
 
 
 def how_compared(record: dict[str, Any]) -> str:
@@ -169,15 +172,16 @@ def how_compared(record: dict[str, Any]) -> str:
     cases = record["cases"].values()
     libraries: dict[str, list[str]] = {}  # what a side ran on → the sides that did
     for side, runs in {side: runs for found in cases for side, runs in found["runs"].items()}.items():
-        libraries.setdefault(_listed(runs[-1].get("versions", {})), []).append(side)
-    told = [f"{' / '.join(sides)}: {listed}" for listed, sides in libraries.items() if listed]
-    days = sorted({found["when"] for found in cases})
-    turns = sorted({len(found["runs"][OURS]) for found in cases})
-    load = max(found["load_before"][0] for found in cases)
-    times = "–".join(dict.fromkeys((str(turns[0]), str(turns[-1]))))
-    first = next(iter(cases))
-    when = f"{' and '.join(dict.fromkeys((days[0], days[-1])))}; turns: {times}; load average before: {load:g} at most"
-    return f"{when}; {_confined(first)}. {'; '.join(told)}."
+        listed = dict.fromkeys(_listed(run.get("versions", {})) for run in runs)
+        libraries.setdefault(" and then ".join(filter(None, listed)), []).append(side)
+    by = [f"{' / '.join(sides)}: {listed}" for listed, sides in libraries.items() if listed]
+    sessions = [session for found in cases for session in found["sessions"]]
+    turns: dict[str, set[int]] = {}  # of a day's sessions
+    for session in sorted(sessions, key=lambda session: session["when"]):
+        turns.setdefault(session["when"], set()).add(session["turns"])
+    days = ", ".join(f"{day} (turns: {', '.join(map(str, sorted(some)))})" for day, some in turns.items())
+    load = max(session["load_before"][0] for session in sessions)
+    return f"{days}; load average before: {load:g} at most; {_confined(sessions[-1])}. {'; '.join(by)}."
 
 
 def how_raced(record: dict[str, Any]) -> str:
@@ -201,6 +205,7 @@ def machine_of(folder: Path) -> dict[str, Any]:
     """All that is known of a machine."""
     records = {name: files.read_json(folder / f"{name}.json") for name in TITLES if (folder / f"{name}.json").exists()}
     first = next(iter(records.values()))
+    some = compared({name: record for name, record in records.items() if "cases" in record})
     aims = [(aim, measured(aim, records[aim.comparison]) if aim.comparison in records else None) for aim in AIMS]
     return {
         "name": first["machine"],
@@ -210,22 +215,27 @@ def machine_of(folder: Path) -> dict[str, Any]:
             ["aim", "", "measured", ""],
             [[aim.what, str(aim), str(found or "–"), aim.verdict(found)] for aim, found in aims],
         ),
-        "sections": [section(name, record, folder) for name, record in records.items()],
+        "sessions": told(some),
+        "sections": [section(name, record, folder, some) for name, record in records.items()],
         "missing": [title for name, title in TITLES.items() if name not in records],
     }
 
 
-def write(results: Path = RESULTS, page: Path = PAGE) -> None:
-    """The page and the plots of everything below ``results``."""
+def write(results: Path = RESULTS, page: Path = PAGE) -> list[str]:
+    """The page and the plots of everything below ``results``; returns what is said of the sessions of each machine."""
     machines = [machine_of(folder) for folder in sorted({path.parent for path in results.glob("*/*.json")})]
     environment = Environment(
         loader=FileSystemLoader(BENCH), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("page.md.jinja").render(machines=machines, limits=prose("limits"))
+    text = environment.get_template("page.md.jinja").render(
+        machines=machines, limits=prose("limits"), deviations=DEVIATIONS
+    )
     with files.replacing(page) as part:
         part.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return [f"{machine['name']}: {machine['sessions']}" for machine in machines if machine["sessions"]]
 
 
 if __name__ == "__main__":
-    write()
+    for line in write():
+        print(line)
     print(PAGE)

@@ -2,7 +2,8 @@
 
 A benchmark calls :func:`main` with its cases and its sides, ours first. A side gets a case's arguments and returns
 ``{"rate": …, …}`` or ``{"seconds": …, …}``, timed by itself after a warm-up; peak memory is the process's unless it
-says so itself. Every run lands in ``docs/benchmarks/MACHINE/NAME.json``; ``page.py`` makes the page of what lies there.
+says so itself. Every run lands in ``docs/benchmarks/MACHINE/NAME.json``, beside those of former sessions of the same
+work, unless ``--anew`` drops them; ``page.py`` makes the page of what lies there.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def main(
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=pairs)
     parser.add_argument("--case", action="append", choices=list(cases), help="only these")
+    parser.add_argument("--anew", action="store_true", help="drop former sessions: code or peers are others now")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     machine.add_options(parser)
     options = parser.parse_args()
@@ -73,7 +75,8 @@ def main(
     machine.confine(options.threads, options.cpus)
     record = Record(Path(sys.argv[0]).stem, smaller_is_better)
     for case in options.case or cases:
-        found: Figures = {"arguments": dict(cases[case]), **machine.conditions(options), "runs": {}}
+        session = {**machine.conditions(options), "turns": options.pairs}
+        found: Figures = {"arguments": dict(cases[case]), "sessions": [session], "runs": {}}
         found["absent"] = {name: f"no {side.venv}/bin/python" for name, side in known.items() if side.python is None}
         for number in range(options.pairs):
             for name, side in known.items():
@@ -82,9 +85,9 @@ def main(
                         f"{record.name}: {case}: {name}, {number + 1} of {options.pairs}", file=sys.stderr, flush=True
                     )
                     found["runs"].setdefault(name, []).append(measure(case, name, side))
-        record.keep(case, found, order=list(cases))
-        for line in record.lines(case):
+        for line in record.lines(case, found):
             print(line, flush=True)
+        record.keep(case, found, order=list(cases), anew=options.anew)
 
 
 def figures_of(side: Side, arguments: Mapping[str, Any]) -> Figures:
@@ -120,9 +123,11 @@ class Record:
     def path(self) -> Path:
         return RESULTS / machine.slug(machine.name()) / f"{self.name}.json"
 
-    def keep(self, case: str, found: Figures, order: list[str]) -> None:
-        """Put a case in the place of its former runs; those of the others stay."""
+    def keep(self, case: str, found: Figures, order: list[str], anew: bool) -> None:
+        """Put a case's runs behind those of its former sessions, or in their place; other cases stay."""
         cases = files.read_json(self.path)["cases"] if self.path.exists() else {}
+        if case in cases and not anew and alike(cases[case], found):
+            found = joined(cases[case], found)
         cases = {name: (cases | {case: found})[name] for name in order if name in cases or name == case}
         about = {
             "machine": machine.name(),
@@ -131,24 +136,36 @@ class Record:
         }
         files.write_json(self.path, about | {"smaller_is_better": self.smaller_is_better is not None, "cases": cases})
 
-    def lines(self, case: str) -> list[str]:
-        kept = files.read_json(self.path)
-        return [
-            json.dumps({"case": case, "against": peer, **summary(kept, case, peer)}, ensure_ascii=False)
-            for peer in kept["cases"][case]["runs"]
-            if peer != OURS
-        ]
+    def lines(self, case: str, found: Figures) -> list[str]:
+        """This session, for the terminal."""
+        told = [{"case": case, "against": peer, **self.summary(found["runs"], peer)} for peer in found["runs"]]
+        return [json.dumps(line, ensure_ascii=False) for line in told if line["against"] != OURS]
+
+    def summary(self, runs: Figures, peer: str) -> Figures:
+        """Medians of both sides, their ratio and its range."""
+        key = self.smaller_is_better or "rate"
+        values = {side: [run[key] for run in runs[side]] for side in (OURS, peer)}
+        line = {side: str(spread(values[side])) for side in values}
+        line["ratio"] = str(spread(ratios(values[OURS], values[peer], self.smaller_is_better is not None)))
+        line["memory"] = str(spread([run["peak_gb"] for run in runs[OURS]]))
+        line[f"memory of {peer}"] = str(spread([run["peak_gb"] for run in runs[peer]]))
+        return line
 
 
-def summary(kept: Figures, case: str, peer: str) -> Figures:
-    """Medians of both sides, their ratio and its range, for the terminal."""
-    runs, key = kept["cases"][case]["runs"], kept["compared"]
-    values = {side: [run[key] for run in runs[side]] for side in (OURS, peer)}
-    line = {side: str(spread(values[side])) for side in values}
-    line["ratio"] = str(spread(ratios(values[OURS], values[peer], kept["smaller_is_better"])))
-    line["memory"] = str(spread([run["peak_gb"] for run in runs[OURS]]))
-    line[f"memory of {peer}"] = str(spread([run["peak_gb"] for run in runs[peer]]))
-    return line
+def alike(former: Figures, found: Figures) -> bool:
+    """The same work by the same sides on the same threads: one comparison, however long ago."""
+    confined = [{(str(one["threads"]), str(one["cpus"])) for one in some["sessions"]} for some in (former, found)]
+    return (
+        former["arguments"] == found["arguments"]
+        and former["runs"].keys() == found["runs"].keys()
+        and confined[0] == confined[1]
+    )
+
+
+def joined(former: Figures, found: Figures) -> Figures:
+    """Sessions and runs one behind the other, so that the turns of all sides stay pairs."""
+    runs = {side: [*former["runs"][side], *some] for side, some in found["runs"].items()}
+    return found | {"sessions": [*former["sessions"], *found["sessions"]], "runs": runs}
 
 
 def trl_options(scratch: str) -> dict[str, Any]:

@@ -13,7 +13,9 @@ import json
 import os
 import threading
 import time
+from typing import Any
 
+import machine
 import psutil
 from paired import real_model
 from sample import CASES, prompt_ids
@@ -44,7 +46,7 @@ class Peak(threading.Thread):
             self.bytes = max(self.bytes, total)
 
 
-def measure(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
+def measure(length: int, prompts: int, k: int, new: int) -> dict[str, Any]:
     from raftune.sample.engine import Engine, EngineOptions
     from raftune.sample.served import Job
     from raftune.sample.weights import Weights
@@ -70,7 +72,8 @@ def measure(length: int, prompts: int, k: int, new: int) -> dict[str, float]:
     peak.over.set()
     peak.join()
     engine.stop()
-    return {"rate": prompts * k * new / seconds, "peak_gb": peak.bytes / 1024**3, "start_s": started}
+    figures = {"rate": prompts * k * new / seconds, "peak_gb": peak.bytes / 1024**3, "start_s": started}
+    return figures | {"versions": machine.versions()}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import runpy
 import sys
@@ -19,6 +20,7 @@ sys.path.insert(0, str(BENCH))
 import aims  # noqa: E402
 import page  # noqa: E402
 import paired  # noqa: E402
+import sessions  # noqa: E402
 import time_to_reward  # noqa: E402
 from ratios import Reached, Spread, ratios, reached, short, slower, spread  # noqa: E402
 
@@ -121,7 +123,7 @@ main({"one": {"n": 1}, "two": {"n": 2}}, {"ours": ours, "peer": Side(peer, env={
 """
 
 
-def test_a_rerun_replaces_only_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_rerun_joins_the_sessions_of_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """On a comparison of its own, each side in its process; then the page."""
     script = tmp_path / "sample.py"
     script.write_text(COMPARISON)
@@ -141,12 +143,74 @@ def test_a_rerun_replaces_only_its_case(tmp_path: Path, monkeypatch: pytest.Monk
     assert [list(before), before["one"]["absent"]] == [["one", "two"], {"elsewhere": "no .venv-nowhere/bin/python"}]
     assert [run["rate"] for run in before["two"]["runs"]["ours"]] == [6, 6]
     after = compare("--case", "one", "--pairs", "1")
-    assert after["two"] == before["two"] and len(after["one"]["runs"]["ours"]) == 1 and list(after) == ["one", "two"]
+    assert after["two"] == before["two"] and list(after) == ["one", "two"]
+    assert {side: len(runs) for side, runs in after["one"]["runs"].items()} == {"ours": 3, "peer": 3}
+    assert [session["turns"] for session in after["one"]["sessions"]] == [2, 1]
+    others = compare("--case", "one", "--pairs", "1", "--threads", "1")["one"]  # no longer the same comparison
+    assert [session["turns"] for session in others["sessions"]] == [1] == [len(others["runs"]["peer"])]
+    anew = compare("--case", "two", "--pairs", "1", "--anew")
+    assert [session["turns"] for session in anew["two"]["sessions"]] == [1] == [len(anew["two"]["runs"]["ours"])]
     page.write(tmp_path / "results", tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "| one | ours | 3 |  | 1 |  |  |" in text and "|  | peer | 1 | **3** | 2 | 0.5 | told 7 |" in text
+    assert "| one | ours | 3 |  |  | 1 |  |  |" in text and "|  | peer | 1 | **3** |  | 2 | 0.5 | told 7 |" in text
     assert "not run here: no .venv-nowhere/bin/python" in text and "| one | 4 | 0.75 |" in text
     assert list((tmp_path / "results").glob("*/sample.png")) and "Not run here: Tuning" in text
+
+
+def in_sessions(found: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """A comparison's record: for each peer the ratios of the turns of each session; ours is at 100."""
+    one = {side: [{"rate": 100 / x, "peak_gb": 1.0} for turns in some for x in turns] for side, some in found.items()}
+    some = next(iter(found.values()))
+    ours = [{"rate": 100.0, "peak_gb": 1.0} for turns in some for _ in turns]
+    asked = {"load_before": [0.5], "threads": None, "cpus": None}
+    sessions = [{**asked, "when": f"day {day}", "turns": len(turns)} for day, turns in enumerate(some)]
+    case = {"arguments": {}, "absent": {}, "sessions": sessions, "runs": {"ours": ours, **one}}
+    return {
+        "machine": "M",
+        "about": "of mine",
+        "compared": "rate",
+        "smaller_is_better": False,
+        "cases": {aims.SHORT: case},
+    }
+
+
+def test_how_far_sessions_lie_apart() -> None:
+    """Two ratios by hand: logarithms ln 2 apart in one, level in the other; a degree of freedom each."""
+    some = sessions.compared({"sample": in_sessions({"a": [[2, 2, 9], [4]], "b": [[3, 3, 3], [3]]})})
+    assert [one.found for one in some] == [pytest.approx((2, 4)), pytest.approx((3, 3))]
+    assert sessions.deviation(some) == pytest.approx((math.log(2) ** 2 / 2 / 2) ** 0.5)
+    assert sessions.deviation([sessions.Compared("sample", "", "a", (2.0,))]) is None
+    assert sessions.again(some) is None
+    where = sessions.expected(some[0], 0.1)
+    assert where.middle == pytest.approx(8**0.5)
+    assert math.log(where.high / where.middle) == pytest.approx(0.2 * 1.5**0.5)
+
+
+def test_what_is_expected_comes_19_times_in_20() -> None:
+    luck = random.Random(0)
+    inside = total = 0
+    for _ in range(300):
+        found = {}
+        for peer in range(20):
+            found[str(peer)] = [[(2 + peer) * math.exp(luck.gauss(0, 0.06))] for _ in range(3)]
+        told = sessions.again(sessions.compared({"sample": in_sessions(found)}))
+        assert told is not None
+        total += told.ratios
+        inside += told.ratios - len(told.outside)
+    assert total == 6000
+    assert 0.92 < inside / total < 0.97
+
+
+def test_a_session_that_comes_otherwise_is_named(tmp_path: Path) -> None:
+    found = {"generate": [[3.0], [3.1], [3.05]], "vLLM": [[2.0], [2.1], [4.0]]}
+    path = tmp_path / "results" / "m" / "sample.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(in_sessions(found)))
+    (said,) = page.write(tmp_path / "results", tmp_path / "page.md")
+    assert "3 sessions" in said and "2 ratios pooled" in said
+    assert f"1 of 2 ratios of the latest session lie where expected; outside: sample, {aims.SHORT}, vLLM: 4 ins" in said
+    text = (tmp_path / "page.md").read_text()
+    assert said.removeprefix("M: ") in text and "day 0 (turns: 1), day 1 (turns: 1), day 2 (turns: 1)" in text
 
 
 def record(rates: dict[str, list[float]]) -> dict[str, Any]:
