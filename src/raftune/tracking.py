@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -99,21 +99,16 @@ def entry(folder: Path, number: int, samples: int) -> Entry:
         number,
         {name: value for name, value in row.items() if isinstance(value, int | float)},
         {name: values for name, values in rewards.items() if len(values)},
-        [_sample(*pair) for pairs in record.before_and_after(number, samples) for pair in pairs],
+        [_sample(record.modality.shown, *pair) for pairs in record.before_and_after(number, samples) for pair in pairs],
         row.get("alarms", ()),
     )
 
 
-def _sample(before: Scored, after: Scored) -> Sample:
-    return Sample(_text(after.candidate.prompt), _shown(before), _shown(after), after.reward)
+def _sample(shown: Callable[[Any], Any], before: Scored, after: Scored) -> Sample:
+    outputs = (shown(one.candidate.output) for one in (before, after))
+    return Sample(_text(after.candidate.prompt), *outputs, after.reward)
 
 
 def _text(prompt: Prompt) -> str:
     """Of a dialogue the last message."""
     return prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
-
-
-def _shown(one: Scored) -> Any:
-    """The picture, or the text."""
-    output = one.candidate.output
-    return output.image if hasattr(output, "image") else str(output)

@@ -20,6 +20,8 @@ PICTURES = "sha256"  # the column that only a table of pictures has
 class Modality:
     """What belongs to a kind of output, besides its sampler, learner and rewards."""
 
+    name: str
+    """As a recipe calls it."""
     codec: Codec
     describe: Callable[[Sequence[Candidate], float | None], dict[str, float]]
     """Figures of outputs as such, of which so many seconds went into sampling: diversity, length, rate."""
@@ -27,6 +29,10 @@ class Modality:
     """Figures of evaluated outputs: of the policy that drew them, against the initial policy where it ``compares``, and
     on the reference answers in that column of the prompts."""
     compares: bool
+    shown: Callable[[Any], Any]
+    """An output as a viewer takes it: a text, or a picture (PIL)."""
+    gallery: bool
+    """Does a person take in several outputs of a prompt at a glance?"""
     exhibit: Callable[[Sequence[Scored], Sequence[Scored], int, Path], Any]
     """What a person sees at the end of a run: outputs before and after a round; files go into the folder."""
     prompt_length: Callable[[str], Callable[[Prompt], int] | None]
@@ -39,6 +45,14 @@ class Modality:
     """Write a policy into a folder as one model, an adapter with its base."""
     stages: Callable[[Any], dict[str, dict[str, float]]] | None
     """What each stage of :class:`raftune.demands.Demands` holds in memory at most, term by term; None: no formula."""
+    formats: Sequence[str]
+    """Of :mod:`raftune.share.formats`, those that its candidates are written in."""
+    task: str
+    """What its policies do, by the Hub's name."""
+    library: str
+    """What opens its policies, by the Hub's name."""
+    adapter_library: str
+    """What opens an adapter."""
 
 
 def modality(name: str) -> Modality:
@@ -48,16 +62,23 @@ def modality(name: str) -> Modality:
             from ..evaluate import text
 
             return Modality(
+                name=name,
                 codec=TextCodec(),
                 describe=text.describe,
                 appraise=text.appraise,
                 compares=True,
+                shown=str,
+                gallery=False,
                 exhibit=show.exhibit,
                 prompt_length=token_counter,
                 length=lambda one: len(str(one.output).split()),
                 pilot=pilot.of_text,
                 merge=merged_text,
                 stages=memory_of_texts,
+                formats=("sft", "pairs", "alpacaeval"),
+                task="text-generation",
+                library="transformers",
+                adapter_library="peft",
             )
         case "image":
             from .. import pilot
@@ -65,16 +86,23 @@ def modality(name: str) -> Modality:
             from ..picture import PictureCodec
 
             return Modality(
+                name=name,
                 codec=PictureCodec(),
                 describe=image.describe,
                 appraise=image.appraise,
                 compares=False,
+                shown=lambda output: output.image,
+                gallery=True,
                 exhibit=sheet.exhibit,
                 prompt_length=lambda _: None,
                 length=None,
                 pilot=pilot.of_pictures,
                 merge=merged_pipeline,
                 stages=None,
+                formats=("imagefolder",),
+                task="text-to-image",
+                library="diffusers",
+                adapter_library="diffusers",
             )
     raise UserError(f"modality: {name!r} is unknown; use text or image")
 

@@ -54,8 +54,8 @@ def number(value: float | None) -> str:
 def _run(record: Record) -> dict[str, Any]:
     shown = record.best or record.last
     best, worst = record.extremes(record.last, EXTREMES)
-    pictures = record.modality.length is None
-    held = record.before_and_after(shown, PROMPTS, PICTURES if pictures else 1)
+    gallery = record.modality.gallery
+    held = record.before_and_after(shown, PROMPTS, PICTURES if gallery else 1)
     return {
         "title": record.name,
         "about": [(name, plain(value)) for name, value in about(record.recipe).items()],
@@ -69,7 +69,7 @@ def _run(record: Record) -> dict[str, Any]:
         "held": [[(_said(a), _said(b)) for a, b in pairs] for pairs in held],
         "best": [_said(one) for one in best],
         "worst": [_said(one) for one in worst],
-        "pictures": pictures,
+        "pictures": gallery,
         "recipe": yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True),
     }
 

@@ -37,14 +37,14 @@ def of_model(record: Record, number: int, base: Base, folder: Path, adapter: boo
     """Of the policy of round ``number`` that lies in ``folder``."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    pictures = record.modality.length is None
-    library = "diffusers" if pictures else "peft" if adapter else "transformers"
+    modality = record.modality
+    library = modality.adapter_library if adapter else modality.library
     data = ModelCardData(
         **base.licence,
         library_name=library,
         base_model=base.hub_id,
         base_model_relation=("adapter" if adapter else "finetune") if base.hub_id else None,
-        pipeline_tag="text-to-image" if pictures else "text-generation",
+        pipeline_tag=modality.task,
         tags=[*TAGS, *(["lora"] if adapter else [])],
         datasets=_datasets(record),
     )
@@ -55,7 +55,6 @@ def of_model(record: Record, number: int, base: Base, folder: Path, adapter: boo
         "number": number,
         "library": library,
         "adapter": adapter,
-        "pictures": pictures,
         "figures": list(_figures(record, number)),
         "alarms": [(row["round"], text(line)) for row in record.rows for line in row.get("alarms", ())],
     }
@@ -66,13 +65,12 @@ def of_dataset(record: Record, name: str, counts: Mapping[str, int], everything:
     """Of a folder with so many rows of each format."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    pictures = "imagefolder" in counts
     parts = [{"config_name": kind, "data_files": f"{kind}/*.parquet"} for kind in counts]
     data = DatasetCardData(
         pretty_name=name,
-        task_categories=["text-to-image" if pictures else "text-generation"],
+        task_categories=[record.modality.task],
         tags=[*TAGS, "synthetic"],
-        configs=None if pictures else parts,
+        configs=None if "imagefolder" in counts else parts,  # datasets finds pictures by itself
     )
     told = _told(record) | {
         "name": text(name),

@@ -22,7 +22,6 @@ from ..types import Scored
 from . import card, formats, rounds
 from .formats import Row
 
-KINDS = {"text": ("sft", "pairs", "alpacaeval"), "image": ("imagefolder",)}
 SUFFIXES = {"sft": (".jsonl", ".parquet"), "pairs": (".jsonl", ".parquet"), "alpacaeval": (".json",)}
 METADATA = "metadata.jsonl"
 GROUP = 1 << 13  # rows that are written at once
@@ -67,9 +66,9 @@ def write(record: Record, kind: str, out: Path, request: Request) -> Report:
 
 def fits(record: Record, kind: str) -> None:
     """UserError where a run does not hold what the format is for."""
-    modality = "image" if record.modality.length is None else "text"
-    if kind not in KINDS[modality]:
-        raise UserError(f"--format {kind}: is not for a run of {modality}; use {', '.join(KINDS[modality])}")
+    modality = record.modality
+    if kind not in modality.formats:
+        raise UserError(f"--format {kind}: is not for a run of {modality.name}; use {', '.join(modality.formats)}")
 
 
 def dataset(

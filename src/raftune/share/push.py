@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import replacing_folder
 from ..report.record import Record
-from .export import KINDS, Report, Request, dataset
+from .export import Report, Request, dataset
 from .policy import lay_out, policy_of
 
 READY = "hub"  # in the run directory: what is, or would be, uploaded
@@ -44,8 +44,7 @@ def model(record: Record, number: int | None = None, merge: bool = False, base: 
 def data(record: Record, numbers: Sequence[int] = ()) -> Parcel:
     """What was chosen and, of texts, the pairs, ready to be uploaded; of all committed rounds, or of some."""
     folder, report = record.folder / READY / "dataset", Report()
-    modality = "image" if record.modality.length is None else "text"
-    kinds = [kind for kind in KINDS[modality] if kind in SHARED]
+    kinds = [kind for kind in record.modality.formats if kind in SHARED]
     with replacing_folder(folder) as part:
         dataset(record, part, kinds, Request(numbers), report, record.name)
     return Parcel(folder, "dataset", [*record.missing, *report.left_out])
