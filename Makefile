@@ -24,8 +24,9 @@ vllm: $(VLLM)/.ready  ## an environment of its own with vLLM's CPU build: .venv-
 test-vllm: $(VLLM)/.ready  ## the real engine and the real server, on the real model: a quarter of an hour
 	@HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default tests_vllm
 
-test-ui: $(VENV)/.ui  ## report and app in Debian's Chromium, on a quickstart run: screenshots in runs/screenshots
+test-ui: $(VENV)/.ui  ## report and app in Debian's Chromium, on both quickstart runs: screenshots in runs/screenshots
 	@test -d runs/quickstart/rounds || $(MAKE) quickstart
+	@test -d runs/quickstart-image/rounds || $(MAKE) quickstart-image
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests_ui
 
 check: $(VENV)/.dev  ## format, lint, types, links of docs/

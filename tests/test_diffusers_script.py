@@ -24,6 +24,7 @@ from raftune.captions import captions
 from raftune.imports import import_object
 from raftune.picture import PictureCodec
 from raftune.pipelines import LORA
+from raftune.recipe import parse
 
 SCRIPT = Path(__file__).parent.parent / "recipes" / "raft_text_to_image_lora.py"
 # What the example of diffusers takes, by its own --help
@@ -44,6 +45,7 @@ import numpy as np
 def bright(images, prompts):
     return [float(np.asarray(image).mean()) for image in images]
 """
+AROUND = {"model": "m", "prompts": {"path": "captions.jsonl"}}  # what the script puts beside the arguments
 CAPTIONS = ["a red seven", "a blue circle", "a hill", "two hens", "a green cow", "a house"]
 
 
@@ -86,7 +88,7 @@ def test_a_command_line_of_the_example_makes_a_lora(
         *("--resolution", 16, "--center_crop", "--random_flip", "--train_batch_size", 1, "--max_train_steps", 6),
         *("--gradient_accumulation_steps", 2, "--learning_rate", "1e-3", "--lr_scheduler", "cosine"),
         *("--lr_warmup_steps", 0, "--snr_gamma", 5.0, "--seed", 42, "--rank", 2, "--output_dir", out),
-        *("--validation_prompt", "cute dragon", "--num_validation_images", 3, "--report_to", "wandb"),
+        *("--validation_prompt", "cute dragon", "--num_validation_images", 3, "--report_to", "tensorboard"),
         *("--checkpointing_steps", 500, "--max_grad_norm", 1, "--resume_from_checkpoint", "latest"),
         *("--reward", f"{folder}/my_rewards.py:bright", "--num_generations", 3, "--prompts_per_round", 4),
         *("--rounds", 2, "--num_inference_steps", 2, "--guidance_scale", 1.0, "--heldout", 2),
@@ -94,7 +96,7 @@ def test_a_command_line_of_the_example_makes_a_lora(
     with caplog.at_level(logging.WARNING, "raftune"):
         run(*line)
     said = [record.message for record in caplog.records if "without a meaning" in record.message]
-    assert said == ["--center_crop, --random_flip, --report_to: set, and without a meaning here"]
+    assert said == ["--center_crop, --random_flip: set, and without a meaning here"]
 
     recipe = yaml.safe_load((out / "config.yaml").read_text())
     assert recipe["tune"]["lora"] | {"target_modules": None} == {
@@ -114,6 +116,7 @@ def test_a_command_line_of_the_example_makes_a_lora(
             assert one.reward == max(rivals)
         shown = table.read_scored(here / "validation.parquet", PictureCodec())
         assert [one.candidate.prompt.content for one in shown] == ["cute dragon"] * 3
+    assert [*(out / "tensorboard").glob("**/events.*")]
     told = json.loads((out / "rounds" / "0002" / "policy" / "raftune.json").read_text())
     assert told["steps"] == 3  # 6 in all, in two rounds
 
@@ -131,6 +134,17 @@ def test_a_command_line_of_the_example_makes_a_lora(
     written = (out / "rounds" / "0002" / "DONE").stat().st_mtime_ns
     run(*line)  # nothing is left to do
     assert (out / "rounds" / "0002" / "DONE").stat().st_mtime_ns == written
+
+
+def test_who_hears_of_it() -> None:
+    """Nobody unless asked; "all" is what is installed; what has projects gets the example's."""
+    for nobody in (parsed(), parsed("--report_to", "none")):
+        assert diffusion_arguments.recipe(nobody, 4)["track"] == []
+    one = parse(diffusion_arguments.recipe(parsed("--report_to", "wandb"), 4) | AROUND, "arguments").track
+    assert [(track.use, track.project) for track in one] == [("wandb", "text2image-fine-tune")]
+    several = parse(diffusion_arguments.recipe(parsed("--report_to", "all"), 4) | AROUND, "arguments").track
+    assert {"tensorboard", "trackio"} <= {track.use for track in several}
+    assert [track.project for track in several if track.use == "tensorboard"] == [None]
 
 
 def test_numbers_are_those_of_the_example() -> None:

@@ -15,15 +15,26 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 RUN = Path(os.environ.get("RUN", "runs/quickstart"))
+RUN_IMAGE = Path(os.environ.get("RUN_IMAGE", "runs/quickstart-image"))
 PICTURES = Path(__file__).parent.parent / "runs" / "screenshots"
 
 
 @pytest.fixture(scope="session")
 def run() -> Path:
     """A run that `make quickstart` made."""
-    if not (RUN / "rounds").is_dir():
-        pytest.fail(f"{RUN}: no run; make quickstart first, or RUN=…")
-    return RUN.resolve()
+    return _made(RUN, "make quickstart first, or RUN=…")
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Path:
+    """A run of pictures that `make quickstart-image` made."""
+    return _made(RUN_IMAGE, "make quickstart-image first, or RUN_IMAGE=…")
+
+
+def _made(run: Path, mend: str) -> Path:
+    if not (run / "rounds").is_dir():
+        pytest.fail(f"{run}: no run; {mend}")
+    return run.resolve()
 
 
 @pytest.fixture(scope="session")

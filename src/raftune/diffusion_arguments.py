@@ -14,9 +14,11 @@ from typing import Any
 
 from . import handover
 from .errors import UserError
+from .pick.trackers import installed
 
 Arguments = Mapping[str, tuple[Any, Any, str]]  # name → type, default, help
 FLAG = bool
+PROJECT = "text2image-fine-tune"  # under which the example's runs stand in a tracker
 
 HONOURED: Arguments = {
     "pretrained_model_name_or_path": (str, None, "The pipeline: a folder or a hub id."),
@@ -53,6 +55,7 @@ HONOURED: Arguments = {
     "push_to_hub": (FLAG, False, "Upload the adapter at the end."),
     "hub_token": (str, None, "For the upload."),
     "hub_model_id": (str, None, "Of the repository; None: the name of output_dir."),
+    "report_to": (str, None, "tensorboard, wandb, trackio, mlflow, module:Class or all; None: nobody."),
 }
 FIXED: Arguments = {  # these have one value here; another is refused
     "adam_beta1": (float, 0.9, "AdamW's."),
@@ -70,7 +73,6 @@ UNUSED: Arguments = {
     "dataloader_num_workers": (int, 0, "Nor loaded."),
     "lr_warmup_steps": (int, 500, "Each round begins anew, without a warm-up."),
     "logging_dir": (str, "logs", "Figures lie in metrics.jsonl and report.html."),
-    "report_to": (str, "tensorboard", "The same."),
     "checkpoints_total_limit": (int, None, "The last state replaces the one before."),
     "enable_xformers_memory_efficient_attention": (FLAG, False, "PyTorch's attention is used."),
     "local_rank": (int, -1, "One process does it."),
@@ -198,10 +200,17 @@ def recipe(given: Namespace, prompts: int) -> dict[str, Any]:
             "lora": {"r": given.rank, "alpha": given.rank},
         },
         "evaluate": {"every": given.validation_epochs, "patience": given.patience},
+        "track": trackers(given.report_to),
         "rounds": given.rounds,
         "seed": given.seed or 0,
         "out": given.output_dir,
     }
+
+
+def trackers(report_to: str | None) -> list[dict[str, Any]]:
+    """As a recipe says it; of "all" those that are installed, and nobody where there is none."""
+    names = installed() if report_to == "all" else [] if report_to in {None, "none"} else [report_to]
+    return [{"use": name, **({} if name == "tensorboard" else {"project": PROJECT})} for name in names]
 
 
 def most_steps(recipe: Mapping[str, Any]) -> int | None:

@@ -27,6 +27,13 @@ def trackers(configs: Sequence[TrackConfig], folder: Path, beside: Path = Path()
     return {one.key: tracker(one, folder, beside) for one in configs}
 
 
+def installed() -> list[str]:
+    """Of :data:`TRACKERS` those whose package is there."""
+    from accelerate.tracking import get_available_trackers
+
+    return [name for name in TRACKERS if name in map(str, get_available_trackers())]
+
+
 def tracker(config: TrackConfig, folder: Path, beside: Path = Path()) -> Tracker:
     project, name = config.project or PROJECT, config.name or run_name(folder)
     if ":" in config.use:
@@ -35,9 +42,7 @@ def tracker(config: TrackConfig, folder: Path, beside: Path = Path()) -> Tracker
         return General(_class(config.use, beside), project, folder, config.options)
     if config.use not in TRACKERS:
         raise UserError(f"track: {config.use!r} is unknown; use {', '.join(TRACKERS)} or module:Class")
-    from accelerate.tracking import get_available_trackers
-
-    if config.use not in map(str, get_available_trackers()):
+    if config.use not in installed():
         raise UserError(f"track: {config.use} is not installed: {TRACKERS[config.use]}")
     try:
         return _known(config, project, name, folder)

@@ -13,6 +13,7 @@ from ..report.page import asked, cut, data_address, number
 
 CSS = """
 .rt-cards, .rt-pair { display: grid; gap: .7rem; }
+.rt-cards:has(.rt-picture) { grid-template-columns: repeat(auto-fill, minmax(min(13rem, 100%), 1fr)); }
 .rt-pair { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 .rt-card { border: 1px solid var(--border-color-primary); border-radius: .5rem; padding: .6rem .9rem; }
 .rt-text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; margin: .3rem 0; }
