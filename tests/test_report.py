@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import statistics
 from collections.abc import Sequence
@@ -9,12 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import yaml
 
 from raftune import files, table
 from raftune.errors import UserError
-from raftune.report import page
+from raftune.report import charts, page
 from raftune.report.record import Record
 from raftune.types import Candidate, Prompt, Scored, Text
 
@@ -98,12 +102,67 @@ def test_page_tells_the_figures_of_the_run(tmp_path: Path) -> None:
     assert "26 seconds in all" not in seen.text and "14 seconds in all" in seen.text  # stages: 2 × 4 + 3 × 2
 
 
+def test_what_only_watches_is_shown_on_every_set_of_prompts(tmp_path: Path) -> None:
+    """Also where one prompt leaves no standard error; a run without monitors shows the reward on further prompts."""
+    run, bare = a_run(tmp_path / "run"), a_run(tmp_path / "bare")
+    for number in range(3):
+        told = {"heldout/judge": 0.25 * number, "others/judge": 0.75, "others/judge_se": 0.01, "others/kl": 1.0}
+        told |= {
+            "others/reward_mean": -0.125 * number,
+            "heldout/reward/vader": 0.5,
+            "sample/source/me/reward_mean": 1.0,
+        }
+        path = run / "rounds" / f"{number:04d}" / "metrics.json"
+        files.write_json(path, files.read_json(path) | told)
+        path = bare / "rounds" / f"{number:04d}" / "metrics.json"
+        files.write_json(path, files.read_json(path) | {"others/reward_mean": -0.125 * number})
+    record, without = Record.of(run), Record.of(bare)
+    assert (record.monitors, record.watched) == (["heldout/judge"], ["heldout/judge", "others/judge"])
+    assert (without.monitors, without.watched) == ([], ["others/reward_mean"])
+    seen = made(tmp_path / "report.html", run)
+    assert "judge 0 → 0.5" in seen.text and "others/judge 0.75 → 0.75" in seen.text
+    assert "What only watches" in seen.text and "judge: 0 in round 0, 0.5 in round 2." in seen.text
+    assert "Reward on further prompts" in made(tmp_path / "bare.html", bare).text
+
+
+def test_a_ridge_holds_every_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most rewards are the highest: that bin is drawn, too, and as wide as the others."""
+    rewards = [0.0, 0.5, *[1.0] * 10]
+    outputs = [Scored(Candidate(Prompt("p", "P"), at, Text("a")), reward) for at, reward in enumerate(rewards)]
+    axes: list[Any] = []
+    keep = charts.drawn
+    monkeypatch.setattr(charts, "drawn", lambda *told: keep(*told[:3], lambda one: (told[3](one), axes.append(one))))
+    charts.of_run(Record.of(a_run(tmp_path / "run", outputs=outputs, rounds=1)))
+    (ridge,) = next(one.patches for one in axes if one.get_xlabel() == "reward of a candidate")
+    heights, edges, base = ridge.get_data()
+    shares = (heights - base) / (heights - base).max()
+    assert (edges[0], edges[-1]) == (0, 1)
+    assert shares[-1] == 1 and shares.sum() == pytest.approx(1.2)
+    assert ridge.get_path().vertices[:, 0].max() == 1  # up to the end of the last bin
+
+
+@pytest.mark.parametrize(("source", "kind", "side"), [(16, "png", 160), (400, "webp", 160), (400, "webp", 208)])
+def test_pictures_at_a_size_to_look_at(source: int, kind: str, side: int) -> None:
+    """A small one keeps its pixels, each as a square; a large one looks like itself."""
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (source // 4, 4), np.uint8)).convert("RGB")
+    image = image.resize((source, source), PIL.Image.Resampling.NEAREST)
+    address = page.data_address(image, side)
+    assert address is not None and address.startswith(f"data:image/{kind};base64,")
+    shown = PIL.Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    assert shown.size == (side, side)
+    if kind == "png":
+        assert np.array_equal(np.asarray(shown), np.asarray(image).repeat(10, 0).repeat(10, 1))
+    else:
+        away = np.abs(np.asarray(shown, float) - np.asarray(image.resize((side, side), PIL.Image.Resampling.LANCZOS)))
+        assert away.mean() < 16
+
+
 def test_nothing_beside_the_page_is_needed(tmp_path: Path) -> None:
     seen = made(tmp_path / "report.html", a_run(tmp_path / "run"))
     for tag, attributes in seen.tags:
         for name in ("src", "href", "xlink:href", "data", "action"):
             address = attributes.get(name)
-            assert address is None or address.startswith(("#", "data:image/png")), (tag, address)
+            assert address is None or address.startswith(("#", "data:image/")), (tag, address)
     assert not re.search(r"url\((?!#)|@import", seen.html)
     assert not [tag for tag, _ in seen.tags if tag in {"link", "iframe", "script"}]
 

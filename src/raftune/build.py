@@ -14,16 +14,12 @@ from . import pick
 from . import prompts as prompt_rules
 from .config import Recipe, TextRecipe
 from .errors import UserError
+from .figures import OWN, RESERVED
 from .protocols import Learner, Sampler, Select
 from .recipe import validated
 from .score import Rewards
 from .types import Prompt
 
-RESERVED = {"heldout", "sample", "chosen", "select", "tune", "time", "memory", "round"}
-OTHERS = re.compile(  # held-out figures that no monitor may be called like
-    r"reward(_mean|_se|_version)?|perplexity|kl|reference_perplexity|references|(distinct|unique|msttr|best_of)_\d+"
-    r"|length_mean|finished|diversity|flagged|\w+_per_s"
-)
 FILES = re.compile(r"evaluate\.also\.\w+\.path|sample\.sources\.[\w-]+\.path")
 
 
@@ -100,7 +96,7 @@ class Parts:
         monitors = pick.rewards(configs, self.beside) if configs else None
         Rewards((*self.rewards.members, *(monitors.members if monitors else ())))  # no two of one name
         for one in monitors.members if monitors else ():
-            if OTHERS.fullmatch(one.reward.name):
+            if OWN.fullmatch(one.reward.name):
                 raise UserError(
                     f"evaluate.monitor: {one.reward.name!r} is the name of another held-out figure; set another `name`"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
@@ -15,6 +16,11 @@ from .score import Rewards
 from .types import Scored
 
 Value = Callable[[Scored], float | None]
+RESERVED = {"heldout", "sample", "chosen", "select", "tune", "time", "memory", "round"}  # sections of a round's figures
+OWN = re.compile(  # held-out figures that are there without any monitor: none may be called like them
+    r"reward(_mean|_se|_version)?|perplexity|kl|reference_perplexity|references|(distinct|unique|msttr|best_of)_\d+"
+    r"|length_mean|finished|diversity|flagged|\w+_per_s"
+)
 
 
 def part_means(scored: Sequence[Scored]) -> dict[str, float]:

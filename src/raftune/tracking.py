@@ -105,8 +105,8 @@ def entry(folder: Path, number: int, samples: int) -> Entry:
 
 
 def _sample(shown: Callable[[Any], Any], before: Scored, after: Scored) -> Sample:
-    outputs = (shown(one.candidate.output) for one in (before, after))
-    return Sample(_text(after.candidate.prompt), *outputs, after.reward)
+    told = _text(after.candidate.prompt)
+    return Sample(told, shown(before.candidate.output), shown(after.candidate.output), after.reward)
 
 
 def _text(prompt: Prompt) -> str:

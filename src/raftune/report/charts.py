@@ -23,7 +23,7 @@ SHOWN_ROUNDS = 12  # of the histograms
 
 def of_run(record: Record) -> list[Chart]:
     """Every chart for which the run has figures."""
-    made = [one(record) for one in (_rewards, _against_kl, _monitors, _diversity, _lengths, _histograms)]
+    made = [one(record) for one in (_rewards, _against_kl, _watched, _diversity, _lengths, _histograms)]
     made += [one(record) for one in (_best_of_n, _sources, _time, _memory)]
     return [chart for chart in made if chart is not None]
 
@@ -91,17 +91,18 @@ def _against_kl(record: Record) -> Chart | None:
     return drawn("kl", "What the reward cost in KL", told, draw)
 
 
-def _monitors(record: Record) -> Chart | None:
-    if not record.monitors:
+def _watched(record: Record) -> Chart | None:
+    """What monitors say, or else the reward on further prompts."""
+    if not record.watched:
         return None
 
     def draw(axes: Axes) -> None:
-        for figure in record.monitors:
+        for figure in record.watched:
             _line(axes, record, figure, figure.removeprefix("heldout/"))
         _by_round(axes, ylabel="held out")
 
-    told = " ".join(_from_to(record, one, f"{one.removeprefix('heldout/')}:") for one in record.monitors)
-    return drawn("monitors", "What only watches", told, draw)
+    told = " ".join(_from_to(record, one, f"{one.removeprefix('heldout/')}:") for one in record.watched)
+    return drawn("watched", "What only watches" if record.monitors else "Reward on further prompts", told, draw)
 
 
 def _diversity(record: Record) -> Chart | None:
@@ -150,7 +151,7 @@ def _histograms(record: Record) -> Chart | None:
     def draw(axes: Axes) -> None:
         for place, (number, share) in enumerate(shares.items()):
             ridge = place + 0.9 * share / share.max()
-            axes.fill_between(edges[:-1], place, ridge, step="post", alpha=0.55, color=SERIES[0], linewidth=0)
+            axes.stairs(ridge, edges, baseline=place, fill=True, alpha=0.55, color=SERIES[0], linewidth=0)
             mean = float(found[number].mean())
             axes.plot([mean, mean], [place, place + 0.8], color=SERIES[1], label=None if place else "mean")
         axes.set(xlabel="reward of a candidate", ylabel="round", yticks=range(len(shares)))
@@ -250,8 +251,8 @@ COMPARED = {
 def of_runs(groups: Mapping[str, Sequence[Record]]) -> list[Chart]:
     """Each figure by round, a line a group: the mean over its runs, which differ by their seeds, and one standard
     deviation around it."""
-    monitors = dict.fromkeys(figure for members in groups.values() for one in members for figure in one.monitors)
-    figures = COMPARED | {figure: f"{figure.removeprefix('heldout/')}, held out" for figure in monitors}
+    watched = dict.fromkeys(figure for members in groups.values() for one in members for figure in one.watched)
+    figures = COMPARED | {figure: f"{figure.removeprefix('heldout/')}, held out" for figure in watched}
     made = []
     for place, (figure, title) in enumerate(figures.items()):
         if any(one.series(figure)[0] for members in groups.values() for one in members):

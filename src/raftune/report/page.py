@@ -25,7 +25,7 @@ from .record import REWARD, Record, about
 
 NAME = "report.html"
 PROMPTS, PICTURES, EXTREMES = 12, 8, 6  # shown: held-out prompts, pictures of each, candidates at either end
-SIDE = 112  # pixels that a picture's longer side has on the page
+SIDE = 160  # pixels that a picture's longer side has on the page
 LONGEST = 4000  # characters of an output
 
 
@@ -84,7 +84,7 @@ def _state(record: Record) -> str:
 def _cards(record: Record) -> list[dict[str, str]]:
     """Before, and at the best round: the figures that people ask for first."""
     shown = record.best or record.last
-    names = {"held-out reward": REWARD} | {name.removeprefix("heldout/"): name for name in record.monitors}
+    names = {"held-out reward": REWARD} | {name.removeprefix("heldout/"): name for name in record.watched}
     names |= {"KL, nats": "heldout/kl", "perplexity": "heldout/perplexity", "distinct-2": "heldout/distinct_2"}
     names |= {"diversity": "heldout/diversity", "tokens an answer": "heldout/length_mean"}
     before, after = record.row(0), record.row(shown)
@@ -107,7 +107,7 @@ def _minutes(seconds: float) -> str:
 
 def _table(record: Record) -> dict[str, Any]:
     """What the terminal shows of the rounds."""
-    columns = columns_with(record.monitors)
+    columns = columns_with(record.watched)
     keys = [key for key in columns if any(key in row for row in record.rows)]
     lines = [[columns[key][1].format(row[key]) if key in row else "–" for key in keys] for row in record.rows]
     return {"heads": [columns[key][0] for key in keys], "lines": lines, "best": record.best}
@@ -148,25 +148,28 @@ def _picture(picture: Any) -> str | None:
         return None
 
 
-def data_address(picture: Path | Any) -> str | None:
-    """A picture (PIL), or that in a file, as it stands in a page, at a size to look at; None where there is none."""
+def data_address(picture: Path | Any, side: int = SIDE) -> str | None:
+    """A picture (PIL), or that in a file, as it stands in a page, its longer side of so many pixels; None where there
+    is none. A small one keeps its pixels; of a large one a copy to look at (WebP)."""
     from PIL import Image
 
     try:
         image = Image.open(picture).convert("RGB") if isinstance(picture, Path) else picture
     except OSError:
         return None
-    scale = SIDE / max(image.size)
-    smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    how, kind, options = Image.Resampling.NEAREST, "png", {"optimize": True}
+    if scale < 1:
+        how, kind, options = Image.Resampling.LANCZOS, "webp", {"quality": 90}
     stream = io.BytesIO()
-    image.resize(size, smooth).save(stream, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image.resize(size, how).save(stream, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _runs(records: Sequence[Record]) -> dict[str, Any]:
     groups = grouped(records)
-    figures = [REWARD, *dict.fromkeys(name for one in records for name in one.monitors), *list(charts.COMPARED)[1:]]
+    figures = [REWARD, *dict.fromkeys(name for one in records for name in one.watched), *list(charts.COMPARED)[1:]]
     figures = [name for name in figures if any(one.series(name)[0] for one in records)]
     heads, lines = [*[COLUMNS.get(name, (name.removeprefix("heldout/"),))[0] for name in figures], "seconds"], []
     for label, members in groups.items():

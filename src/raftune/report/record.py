@@ -18,12 +18,14 @@ import yaml
 from .. import pick
 from ..columns import Array
 from ..errors import UserError
+from ..figures import OWN, RESERVED
 from ..files import read_json
 from ..ledger import ScoredTable
 from ..rows import opened
 from ..store import best_of
 from ..types import Scored, seed_of
 
+HELD, MEAN = "heldout/", "/reward_mean"
 REWARD = "heldout/reward_mean"
 Row = Mapping[str, Any]
 
@@ -89,9 +91,20 @@ class Record:
 
     @property
     def monitors(self) -> list[str]:
-        """The figures of what only watches: those with a standard error that are not the reward."""
-        names = [key.removesuffix("_se") for key in self.figures("heldout/") if key.endswith("_se")]
-        return [name for name in names if name != "heldout/reward" and self.series(name)[0]]
+        """The figures of what only watches: held out, not a run's own, no standard error of another."""
+        said = {key.removeprefix(HELD): key for key in self.figures(HELD) if self.series(key)[0]}
+        names = [name for name in said if "/" not in name and not OWN.fullmatch(name)]
+        return [said[name] for name in names if name.removesuffix("_se") not in {*names} - {name}]
+
+    @property
+    def watched(self) -> list[str]:
+        """The figures that a person wants to see besides the held-out reward: what monitors say, or else the reward, on
+        every set of prompts."""
+        sets = [key.removesuffix(MEAN) for key in self.figures("") if key.endswith(MEAN)]
+        further = [name for name in sets if name not in RESERVED and "/" not in name]
+        said = [key.removeprefix(HELD) for key in self.monitors] or [MEAN.removeprefix("/")]
+        keys = [f"{probe}/{name}" for probe in (HELD.removesuffix("/"), *further) for name in said]
+        return [key for key in keys if key != REWARD and self.series(key)[0]]
 
     @cached_property
     def modality(self) -> pick.Modality:

@@ -129,7 +129,7 @@ def _told(record: Record) -> dict[str, Any]:
 def _figures(record: Record, number: int) -> Iterator[tuple[str, str, str]]:
     """Name, before any tuning, after round ``number``: those that were measured at both."""
     before, after = record.row(0), record.row(number)
-    names = FIGURES | {f"monitor {name.removeprefix('heldout/')}": name for name in record.monitors}
+    names = FIGURES | {name.removeprefix("heldout/"): name for name in record.watched}
     for name, figure in names.items():
         if figure in before and figure in after:
             yield text(name), _number(before, figure), _number(after, figure)

@@ -11,9 +11,10 @@ from jinja2 import Environment, PackageLoader
 
 from ..report.page import asked, cut, data_address, number
 
+SMALL, LARGE = 208, 512  # pixels of a picture's longer side: among others, and to be judged
 CSS = """
 .rt-cards, .rt-pair { display: grid; gap: .7rem; }
-.rt-cards:has(.rt-picture) { grid-template-columns: repeat(auto-fill, minmax(min(13rem, 100%), 1fr)); }
+.rt-cards:has(.rt-picture) { grid-template-columns: repeat(auto-fill, minmax(min(9rem, 100%), 1fr)); }
 .rt-pair { grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 .rt-card { border: 1px solid var(--border-color-primary); border-radius: .5rem; padding: .6rem .9rem; }
 .rt-text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; margin: .3rem 0; }
@@ -23,7 +24,7 @@ CSS = """
 .rt-chosen { color: var(--body-text-color); }
 #turning { align-items: center; }
 #found { text-align: center; }
-.rt-picture { min-width: 7rem; max-width: 100%; image-rendering: auto; }
+.rt-picture { max-width: 100%; height: auto; }
 """
 
 
@@ -43,7 +44,8 @@ class Cards:
         """Of a line of ``pairs.jsonl``; a picture's path begins at ``folder``."""
         picture = pair["kind"] == "picture"
         shown = {
-            side: data_address(folder / pair[side]) if picture else cut(pair[side]) for side in ("first", "second")
+            side: data_address(folder / pair[side], LARGE) if picture else cut(pair[side])
+            for side in ("first", "second")
         }
         return unmarked(str(self._made.pair({"kind": pair["kind"], "prompt": asked(pair["prompt"]), **shown})))
 
@@ -63,6 +65,6 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "parts": {name: number(value) for name, value in parts.items()} if len(parts) > 1 else {},
         "logprob": None if row.get("logprob") is None else f"{row['logprob']:.1f}",
         "is_picture": picture,
-        "address": data_address(row["folder"] / row["output"]) if picture else None,
+        "address": data_address(row["folder"] / row["output"], SMALL) if picture else None,
         "output": "" if picture else cut(row["output"] or ""),
     }
