@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+TRACKERS := .venv-trackers
 RUN := HF_HUB_OFFLINE=1 $(BIN)
 
 COMPARISONS := sample tune score round image
 
-.PHONY: quickstart quickstart-image test test-vllm test-ui vllm check docs docs-cli bench bench-page bench-reward clean
+.PHONY: quickstart quickstart-image test test-vllm test-ui test-trackers vllm check docs docs-cli bench bench-page bench-reward clean
 
 quickstart: $(VENV)/.core  ## a real model gets better at what a reward asks, in minutes
 	@$(RUN)/raftune run recipes/quickstart.yaml --out runs/quickstart
@@ -17,7 +18,7 @@ quickstart-image: $(VENV)/.image  ## a diffusion model learns to draw what it ha
 
 test: $(VENV)/.dev  ## under ten minutes on two cores, no GPU, no model hub
 	@$(RUN)/python -c "from raftune.assets import ASSETS, fetch; [fetch(name) for name in ASSETS]"  # real models, once
-	@$(RUN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest --numprocesses logical --maxprocesses 8
 
 vllm: $(VLLM)/.ready  ## an environment of its own with vLLM's CPU build: .venv-vllm/bin/raftune run … --set sample.backend=vllm
 
@@ -28,6 +29,9 @@ test-ui: $(VENV)/.ui  ## report and app in Debian's Chromium, on both quickstart
 	@test -d runs/quickstart/rounds || $(MAKE) quickstart
 	@test -d runs/quickstart-image/rounds || $(MAKE) quickstart-image
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests_ui
+
+test-trackers: $(TRACKERS)/.ready  ## the trackers' tests beside real wandb and mlflow, which ask for older packages than ours
+	@HF_HUB_OFFLINE=1 $(TRACKERS)/bin/python -m pytest -W default tests/test_track.py
 
 check: $(VENV)/.dev  ## format, lint, types, links of docs/
 	@$(BIN)/ruff format --check .
@@ -53,7 +57,7 @@ bench-reward: $(VENV)/.bench  ## seconds to a given reward against GRPO and RLOO
 	@$(RUN)/python bench/page.py
 
 clean:
-	@rm -rf $(VENV) $(VLLM) .venv-trl .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(VLLM) $(TRACKERS) .venv-trl .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -91,6 +95,12 @@ $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -r constraints-vllm.txt
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(TRACKERS)/.ready: pyproject.toml constraints.txt
+	@test -x $(TRACKERS)/bin/python || $(PYTHON) -m venv $(TRACKERS)
+	@$(TRACKERS)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(TRACKERS)/bin/pip install -q --disable-pip-version-check -e '.[assets,vader,report,image,trackers]' wandb 'mlflow>=3' pytest hypothesis
 	@touch $@
 
 comma := ,

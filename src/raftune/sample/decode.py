@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -102,12 +103,12 @@ def decode_shared(
     steps = work.uniforms_NT.shape[1]
     ids_BP, mask_BP = left_pad(work.prompt_ids, model.device)
     position_BP = (mask_BP.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache()
+    cache, taken_as = DynamicCache(), _cache_argument(model)
     logits_BV = model(
         input_ids=ids_BP,
         attention_mask=mask_BP,
         position_ids=position_BP,
-        past_key_values=cache,
+        **{taken_as: cache},
         use_cache=True,
         logits_to_keep=torch.tensor([ids_BP.shape[1] - 1], device=model.device),  # as in batches.output_logprobs
     ).logits[:, -1]
@@ -145,13 +146,18 @@ def decode_shared(
             position_ids=next_position_N[:, None],
             # Four dimensions: transformers hands it through as it is. The real mask travels in the prefix.
             attention_mask=prefix.hidden_B11P,
-            past_key_values=prefix.suffix,
+            **{taken_as: prefix.suffix},
             use_cache=True,
             logits_to_keep=1,
             shared_prefix=prefix,
         ).logits[:, -1]
         next_position_N = next_position_N + 1
     return _collect(tokens_NT, logprobs_NT, length_N, stopped_N)
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What ``forward`` calls its cache: transformers 5.24 renames it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _collect(
