@@ -18,6 +18,7 @@ import yaml
 
 from raftune import files, table
 from raftune.errors import UserError
+from raftune.picture import Picture, PictureCodec
 from raftune.report import charts, page
 from raftune.report.record import Record
 from raftune.types import Candidate, Prompt, Scored, Text
@@ -256,6 +257,31 @@ def test_runs_that_differ_by_seed_stand_together(tmp_path: Path) -> None:
 def test_runs_of_one_name_do_not_merge(tmp_path: Path) -> None:
     one, other = a_run(tmp_path / "a" / "run"), a_run(tmp_path / "b" / "run", model="another")
     assert len(page.grouped([Record.of(one), Record.of(other)])) == 2
+
+
+def test_pictures_are_compared_by_the_sheet(tmp_path: Path) -> None:
+    """Of two runs of pictures the same noise stands side by side, so many a prompt; of texts one."""
+    runs = []
+    for name, seed in (("one", 1), ("other", 2)):
+        run = a_run(tmp_path / name, select={"rule": name}, modality="image")
+        for number in range(3):
+            draw = np.random.default_rng((seed, number))
+            images = [PIL.Image.fromarray(draw.integers(0, 255, (8, 8, 3), np.uint8)) for _ in range(12)]
+            held = [
+                Scored(Candidate(Prompt("p", "a cow"), at, Picture.of(image)), at / 64 + number)
+                for at, image in enumerate(images)
+            ]
+            table.write_scored(run / "rounds" / f"{number:04d}" / "heldout.parquet", held, PictureCodec())
+        runs.append(run)
+    seen = made(tmp_path / "pictures.html", *runs)
+    pictures = [told["src"] for tag, told in seen.tags if tag == "img"]
+    assert len(pictures) == len(set(pictures)) == 3 * page.PICTURES  # before, one, other
+    assert [told["alt"] for tag, told in seen.tags if tag == "img"][:2] == [
+        "a cow, reward +0.000",
+        "a cow, reward +0.016",
+    ]
+    texts = made(tmp_path / "texts.html", a_run(tmp_path / "a"), a_run(tmp_path / "b", select={"rule": "b"}))
+    assert texts.text.count("held 0/0 of round 0") == 1 and "held 0/1" not in texts.text
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -54,8 +54,7 @@ def number(value: float | None) -> str:
 def _run(record: Record) -> dict[str, Any]:
     shown = record.best or record.last
     best, worst = record.extremes(record.last, EXTREMES)
-    gallery = record.modality.gallery
-    held = record.before_and_after(shown, PROMPTS, PICTURES if gallery else 1)
+    held = record.before_and_after(shown, PROMPTS, _each(record))
     return {
         "title": record.name,
         "about": [(name, plain(value)) for name, value in about(record.recipe).items()],
@@ -69,9 +68,13 @@ def _run(record: Record) -> dict[str, Any]:
         "held": [[(_said(a), _said(b)) for a, b in pairs] for pairs in held],
         "best": [_said(one) for one in best],
         "worst": [_said(one) for one in worst],
-        "pictures": gallery,
         "recipe": yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True),
     }
+
+
+def _each(record: Record) -> int:
+    """How many outputs of a held-out prompt are shown."""
+    return PICTURES if record.modality.gallery else 1
 
 
 def _state(record: Record) -> str:
@@ -225,13 +228,13 @@ def _differences(records: Sequence[Record]) -> list[list[str]]:
 def _side_by_side(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     """What the runs' best rounds say to the same held-out prompts, and what the first one's model said before."""
     first = next(iter(records.values()))
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for label, record in records.items():
-        for pairs in record.before_and_after(record.best or record.last, 4 * PROMPTS):
-            for before, after in pairs:
-                key = before.candidate.prompt.id, before.candidate.index
-                if record is first:
-                    found[key] = {"prompt": asked(before.candidate.prompt.content), "said": {"before": _said(before)}}
-                if key in found:
-                    found[key]["said"][label] = _said(after)
+        for pairs in record.before_and_after(record.best or record.last, 4 * PROMPTS, _each(record)):
+            prompt = pairs[0][0].candidate.prompt
+            if record is first:
+                befores = [_said(before) for before, _ in pairs]
+                found[prompt.id] = {"prompt": asked(prompt.content), "said": {"before": befores}}
+            if prompt.id in found:
+                found[prompt.id]["said"][label] = [_said(after) for _, after in pairs]
     return [one for one in found.values() if len(one["said"]) > len(records)][:PROMPTS]
