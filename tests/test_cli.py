@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from conftest import EOS, build_tokenizer
 from transformers import AutoModelForCausalLM
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 from raftune import table
 from raftune.cli import app
+from raftune.exits import exits
 
 CODEC = table.TextCodec()
 REWARDS = """
@@ -475,6 +478,21 @@ def test_a_full_disk_is_one_line(work: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert result.exit_code == 2
     assert "no space left" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_place_that_cannot_be_written_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Raised by hand: root, whom tests may run as, is denied nothing."""
+
+    @exits
+    def command() -> None:
+        raise OSError(number, os.strerror(number), "runs/mine/hub")
+
+    with pytest.raises(typer.Exit) as ended:
+        command()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.exit_code == 2 and len(lines) == 1
+    assert f"runs/mine/hub: {os.strerror(number)}" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

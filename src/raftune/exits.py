@@ -14,6 +14,8 @@ import typer
 from . import interrupt
 from .errors import Interrupted, UserError
 
+DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
 
 def exits(command: Callable[..., None]) -> Callable[..., None]:
     """Exit codes: 2 the user's input, 3 stopped by a signal and resumable, 1 anything else (with its traceback)."""
@@ -29,6 +31,8 @@ def exits(command: Callable[..., None]) -> Callable[..., None]:
         except Interrupted as error:
             _fail(f"stopped by {error}; the same command resumes", 3)
         except OSError as error:
+            if error.errno in DENIED and error.filename:
+                _fail(f"{error.filename}: {error.strerror}; name another place, or give yourself access to it", 2)
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             where = f" on {error.filename}" if error.filename else ""
