@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,10 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for kind in ("sft", "policy"):
         assert "something else" in refused("export", run, "--format", kind, "--out", tmp_path / "mine")
     assert "were not kept" in refused("export", run, "--format", "policy", "--out", tmp_path / "p", "--round", 1)
+    bare = a_run(tmp_path / "bare")
+    for policy in bare.glob("rounds/*/policy"):
+        shutil.rmtree(policy)
+    assert "there are those of no round" in refused("push", bare, "--round", 1, "--dry-run")
     assert "--to a b" in refused("push", run, "--to", "a b", "--dry-run")
     mixed = lambda number: said(number, chat=number == 2)  # noqa: E731
     other = a_run(tmp_path / "other", outputs=mixed)

@@ -28,9 +28,8 @@ def policy_of(record: Record, asked: int | None = None) -> tuple[int, Path]:
     folder = record.folder / "rounds" / f"{number:04d}" / "policy"
     if not folder.is_dir():
         kept = [str(one) for one in done if (record.folder / "rounds" / f"{one:04d}" / "policy").is_dir()]
-        raise UserError(
-            f"--round {number}: its weights were not kept (keep: all would); there are those of {', '.join(kept)}"
-        )
+        there = ", ".join(kept) or "no round"
+        raise UserError(f"--round {number}: its weights were not kept (keep: all would); there are those of {there}")
     return number, folder
 
 
