@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftune import table
+from raftune import files, table
 from raftune.errors import UserError
 from raftune.evaluate import votes
 from raftune.evaluate.agreement import krippendorff
@@ -23,7 +23,7 @@ from raftune.types import Candidate, Prompt, Scored, Text
 pytest.importorskip("duckdb")
 from raftune.ui.ballots import Ballots, rater_of
 from raftune.ui.shelf import Question, Shelf
-from raftune.ui.trial import Trial
+from raftune.ui.trial import Trial, prepared
 
 CODEC = table.TextCodec()
 WORDS = ("100 % right", "A_b", "back\\slash", "plain", "PLAIN too", "émigré")
@@ -213,6 +213,16 @@ def a_trial(folder: Path, pairs: int = 6) -> Trial:
     )
     votes.write(folder, list(zip(one, two, strict=True)), seed=3)
     return Trial(folder)
+
+
+def test_a_run_whose_start_is_best_has_nothing_to_judge(tmp_path: Path) -> None:
+    here = tmp_path / "run" / "rounds" / "0000"
+    said = [Scored(Candidate(Prompt(f"p{p}", "Prompt"), 0, Text(f"answer {p}")), 0.0) for p in range(3)]
+    table.write_scored(here / "heldout.parquet", said, CODEC)
+    files.write_json(here / "metrics.json", {"round": 0, "heldout/reward_mean": 0.5})
+    with pytest.raises(UserError, match="run round 0 and run round 0 answer alike"):
+        prepared(tmp_path / "blind", tmp_path / "run", None)
+    assert not (tmp_path / "blind").exists()
 
 
 def test_a_rater_goes_on_where_they_stopped(tmp_path: Path) -> None:

@@ -90,8 +90,11 @@ def prepared(folder: Path, run: Path, other: Path | None, seed: int = 0) -> Tria
                 f"{folder}: holds another comparison ({changed}: {before.get(changed)}); name another --out"
             )
         return Trial(folder)
-    pairs, _ = paired(side(run), side(other) if other else side(run, 0))
-    votes.write(folder, [pair for pair in pairs if _differ(pair)], seed)
+    a, b = side(run), side(other) if other else side(run, 0)
+    pairs = [pair for pair in paired(a, b)[0] if _differ(pair)]
+    if not pairs:
+        raise UserError(f"{a.name} and {b.name} answer alike everywhere; there is nothing to judge, name another run")
+    votes.write(folder, pairs, seed)
     write_json(kept, asked)
     return Trial(folder)
 
