@@ -229,6 +229,24 @@ def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path) -> None:
     assert "Reward by round" in seen.text and "before and after" not in seen.text
 
 
+def test_pictures_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", modality="image")
+    for number in range(3):
+        drawn = Picture.of(PIL.Image.new("RGB", (8, 8), (60 * number, 0, 0)))
+        held = [Scored(Candidate(Prompt("p", "a cow"), 0, drawn), 0.5)]
+        table.write_scored(run / "rounds" / f"{number:04d}" / "heldout.parquet", held, PictureCodec())
+        (run / "rounds" / f"{number:04d}" / "scored.parquet").unlink(missing_ok=True)
+    next((run / "rounds" / "0000").rglob("*.png")).unlink()
+    seen = made(tmp_path / "report.html", run)
+    assert "missing" in seen.text and sum(tag == "img" for tag, _ in seen.tags) == 1
+
+
+def test_a_long_prompt_is_cut_as_an_output_is(tmp_path: Path) -> None:
+    long = "word " * page.LONGEST
+    for content in (long, ({"role": "user", "content": long},)):
+        assert len(page.asked(content)) <= page.LONGEST + len(" …")
+
+
 def test_a_run_of_a_newer_version(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", telepathy={"on": True}, reward=[{"use": "vader", "weight": 1.0, "new": 3}])
     row = files.read_json(run / "rounds" / "0001" / "metrics.json") | {"heldout/telepathy": [1, 2], "auras": "many"}
@@ -252,6 +270,15 @@ def test_runs_that_differ_by_seed_stand_together(tmp_path: Path) -> None:
     assert f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.3g}" in seen.text
     assert "select.rule best best best random" in seen.text
     assert "held 0/0 of round 2" in seen.text and "held 0/0 of round 1" in seen.text
+
+
+def test_a_run_has_one_colour_in_all_charts(tmp_path: Path) -> None:
+    one, other = a_run(tmp_path / "one"), a_run(tmp_path / "other", select={"rule": "top:0.1"})
+    for path in one.glob("rounds/*/metrics.json"):
+        files.write_json(path, {key: value for key, value in files.read_json(path).items() if key != "heldout/kl"})
+    made = charts.of_runs(page.grouped([Record.of(one), Record.of(other)]))
+    kl = next(chart for chart in made if chart.title.startswith("KL"))
+    assert "var(--c2)" in kl.svg and "var(--c1)" not in kl.svg
 
 
 def test_runs_of_one_name_do_not_merge(tmp_path: Path) -> None:

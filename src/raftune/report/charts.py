@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -262,6 +263,7 @@ def of_runs(groups: Mapping[str, Sequence[Record]]) -> list[Chart]:
 
 def _compared(name: str, figure: str, title: str, groups: Mapping[str, Sequence[Record]]) -> Chart:
     lines: dict[str, dict[int, Spread]] = {}
+    colours = dict(zip(groups, cycle(SERIES), strict=False))  # a run has one in all charts, whichever it is missing in
     for label, members in groups.items():
         at: dict[int, list[float]] = {}
         for member in members:
@@ -274,7 +276,7 @@ def _compared(name: str, figure: str, title: str, groups: Mapping[str, Sequence[
         for label, points in lines.items():
             means = np.array([one.mean for one in points.values()])
             around = np.nan_to_num([one.deviation for one in points.values()])
-            (line,) = axes.plot(list(points), means, marker="o", label=plain(label))
+            (line,) = axes.plot(list(points), means, marker="o", label=plain(label), color=colours[label])
             if around.any():
                 axes.fill_between(
                     list(points), means - around, means + around, alpha=0.18, color=line.get_color(), linewidth=0

@@ -26,7 +26,7 @@ from .record import REWARD, Record, about
 NAME = "report.html"
 PROMPTS, PICTURES, EXTREMES = 12, 8, 6  # shown: held-out prompts, pictures of each, candidates at either end
 SIDE = 160  # pixels that a picture's longer side has on the page
-LONGEST = 4000  # characters of an output
+LONGEST = 4000  # characters of an output, and of a prompt
 
 
 def write(path: Path, records: Sequence[Record], live: bool = False) -> None:
@@ -125,20 +125,20 @@ def _said(one: Scored) -> dict[str, Any]:
         "parts": {name: number(value) for name, value in one.parts.items()} if len(one.parts) > 1 else {},
         "source": one.candidate.source,
     }
-    if hasattr(output, "png"):
+    if hasattr(output, "sha256"):  # to ask for its PNG would read the file, which may be gone
         return told | {"picture": _picture(output), "text": ""}
     return told | {"text": cut(str(output))}
 
 
 def asked(content: Content) -> str:
-    """A prompt as text; a chat as its turns."""
+    """A prompt as text, a chat as its turns; as long as a page can bear."""
     if isinstance(content, str):
-        return plain(content)
-    return "\n\n".join(f"{turn['role']}: {plain(turn['content'])}" for turn in content)
+        return cut(content)
+    return cut("\n\n".join(f"{turn['role']}: {turn['content']}" for turn in content))
 
 
 def cut(text: str) -> str:
-    """An output as text, as long as a page can bear."""
+    """A text as long as a page can bear."""
     text = plain(text)
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
