@@ -200,6 +200,12 @@ def test_names() -> None:
             rater_of(name)
 
 
+def test_a_name_is_text(tmp_path: Path) -> None:
+    app = pytest.importorskip("raftune.ui.app")
+    told = app.seen(a_trial(tmp_path), app.Cards(), "<b>$x$", None)[0]
+    assert told == "&lt;b&gt;&#36;x&#36;: 0 of 6 pairs"
+
+
 def test_a_file_that_holds_no_votes(tmp_path: Path) -> None:
     (tmp_path / "votes.db").write_text("something else, and long enough to be no header of a database")
     with pytest.raises(UserError, match="is it a file of votes"):

@@ -170,7 +170,9 @@ class App:
 def seen(trial: Trial, cards: Cards, rater: str, pair: dict[str, Any] | None) -> tuple[Any, ...]:
     """What a rater sees: the pair that is named, else the next one."""
     done, pair = len(trial.given(rater)), pair or trial.next_for(rater)
-    told = f"{rater}: {done} of {len(trial.pairs)} pairs" + ("" if pair else ". That was all; thank you.")
+    told = f"{unmarked(escape(rater))}: {done} of {len(trial.pairs)} pairs" + (
+        "" if pair else ". That was all; thank you."
+    )
     voting, below = gr.Row(visible=pair is not None), gr.Row(visible=bool(done) or pair is not None)
     shown_at = (pair["id"] if pair else "", time.time())
     return told, cards.of_pair(pair, trial.folder) if pair else "", voting, below, "", rater, shown_at
