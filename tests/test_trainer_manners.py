@@ -367,3 +367,15 @@ def test_what_is_pushed_is_the_policy(
     assert not (pushed / "raftune.json").exists()
     for name in ("config.json", "model.safetensors"):
         assert (pushed / name).read_bytes() == (Path(trainer.policy) / name).read_bytes()
+
+
+def test_no_generations_are_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    args = RAFTConfig(output_dir=str(tmp_path / "run"), num_generations=0, report_to="none")
+    trainer = RAFTTrainer(
+        model=str(tiny),
+        reward_funcs=lambda completions, **columns: [0.0 for _ in completions],
+        args=args,
+        train_dataset=[{"prompt": f"p {number}"} for number in range(4)],
+    )
+    with pytest.raises(UserError, match="sample.k: should be greater than or equal to 1, got 0"):
+        trainer.train()

@@ -103,18 +103,23 @@ class RAFTConfig(TrainingArguments, _Others):  # pyright: ignore[reportGeneralTy
         """Outputs of an optimiser step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def prompts_of_a_step(self) -> int:
+        """As TRL counts them. Of no K that is one, the recipe says so."""
+        return self.batch_size // max(1, self.num_generations)
+
     def prompts_of_a_round(self, prompts: int) -> int:
         """Of so many that train."""
-        asked = self.prompts_per_round or max(64, self.batch_size // self.num_generations)
+        asked = self.prompts_per_round or max(64, self.prompts_of_a_step)
         return max(1, min(asked, prompts))
 
     def prompts_over(self) -> int:
         """How many prompts a run goes through that takes them from a stream. UserError where nothing bounds it."""
         if self.rounds is not None:
-            return self.rounds * (self.prompts_per_round or max(64, self.batch_size // self.num_generations))
+            return self.rounds * (self.prompts_per_round or max(64, self.prompts_of_a_step))
         if self.max_steps <= 0:
             raise UserError("max_steps: is needed where train_dataset is a stream, or rounds")
-        return self.max_steps * max(1, self.batch_size // self.num_generations)
+        return self.max_steps * max(1, self.prompts_of_a_step)
 
     def rounds_over(self, prompts: int) -> int:
         """How many rounds go through as many prompts as TRL would."""
@@ -122,7 +127,7 @@ class RAFTConfig(TrainingArguments, _Others):  # pyright: ignore[reportGeneralTy
             return self.rounds
         passed = self.num_train_epochs * prompts
         if self.max_steps > 0:
-            passed = self.max_steps * max(1, self.batch_size // self.num_generations)
+            passed = self.max_steps * max(1, self.prompts_of_a_step)
         return max(1, math.ceil(passed / self.prompts_of_a_round(prompts)))
 
     def recipe(self, prompts: int) -> dict[str, Any]:
