@@ -19,7 +19,7 @@ from conftest import build_model
 from test_cli import CODEC, call, work, write_recipe  # noqa: F401  (work is a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raftune import compare, table
+from raftune import UserError, compare, table
 from raftune import endpoint as server
 from raftune.evaluate import votes
 from raftune.evaluate.judge import TEMPLATE, EndpointJudge, Remembered, question, verdict
@@ -288,6 +288,26 @@ def test_people_see_no_names_and_their_votes_come_back(tmp_path: Path) -> None:
     assert counts == {"votes": 18 * 3 + 20 * 2 + 2, "several_raters": 39, "raters_agree": 0}
 
 
+def test_what_nobody_can_judge_is_no_pair(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Equal outputs and pictures that are gone are left out; the votes on the others are read back all the same."""
+    pairs = [pair(f"p{i}", f"a{i}", f"a{i}" if i % 2 else f"b{i}") for i in range(6)]
+    assert votes.write(tmp_path / "texts", pairs) == 3
+    rows = [json.loads(line) for line in (tmp_path / "texts" / votes.PAIRS).read_text().splitlines()]
+    mine = [{"id": one["id"], "vote": "first" if one["first"].startswith("a") else "second"} for one in rows]
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, mine)))
+    assert votes.read(tmp_path / "votes.jsonl", tmp_path / "texts", pairs)[0] == [1, None, 1, None, 1, None]
+    with pytest.raises(UserError, match="is of another comparison"):
+        votes.read(tmp_path / "votes.jsonl", tmp_path / "texts", pairs[1:])
+    with pytest.raises(UserError, match="nothing is left to judge"):
+        votes.write(tmp_path / "none", pairs[1::2])
+    assert not (tmp_path / "none").exists()
+    there, also = (Picture.of(PIL.Image.new("RGB", (4, 4), colour)) for colour in ("red", "blue"))
+    gone = Picture("0" * 64, 4, 4, path=tmp_path / "gone.png")
+    drawn = [Scored(Candidate(Prompt("p", "a seven"), at, one), None) for at, one in enumerate((there, also, gone))]
+    assert votes.write(tmp_path / "pictures", [(drawn[0], drawn[1]), (drawn[0], drawn[2])]) == 1
+    assert "gone.png: cannot be read" in caplog.text and "its pair is left out" in caplog.text
+
+
 def test_pictures_are_copied_under_names_that_tell_nothing(tmp_path: Path) -> None:
     asked = Prompt("p", "a red seven")
     both = [Picture.of(PIL.Image.new("RGB", (4, 4), colour)) for colour in ("red", "blue")]
@@ -401,7 +421,7 @@ def test_votes_and_judges_from_the_command_line(tmp_path: Path, endpoint: type) 
     told = json.loads((out / "compare.json").read_text())
     key = [json.loads(line) for line in (out / votes.KEY).read_text().splitlines()]
     assert told["win"] == sum(row["first"] == "a" for row in key)
-    assert told["votes"] == 4
+    assert (told["votes"], told["without_vote"]) == (3, 1)  # one pair says the same twice
     one_line(call("compare", b, a, "--by", tmp_path / "votes.jsonl", "--out", out), "another comparison")
     (tmp_path / "votes.jsonl").write_text(json.dumps({"id": shown[0]["id"], "vote": "left"}))
     one_line(call("compare", a, b, "--by", tmp_path / "votes.jsonl", "--out", out), "line 1", "'left'")

@@ -21,6 +21,7 @@ from raftune.errors import UserError
 from raftune.picture import Picture, PictureCodec
 from raftune.report import charts, page
 from raftune.report.record import Record
+from raftune.sides import side
 from raftune.types import Candidate, Prompt, Scored, Text
 
 CODEC = table.TextCodec()
@@ -244,7 +245,7 @@ def test_pictures_that_are_gone_are_left_out(tmp_path: Path) -> None:
 def test_a_long_prompt_is_cut_as_an_output_is(tmp_path: Path) -> None:
     long = "word " * page.LONGEST
     for content in (long, ({"role": "user", "content": long},)):
-        assert len(page.asked(content)) <= page.LONGEST + len(" …")
+        assert len(page.asked(content)) <= page.LONGEST + len(" … (100,000 characters in all)")
 
 
 def test_a_run_of_a_newer_version(tmp_path: Path) -> None:
@@ -309,6 +310,16 @@ def test_pictures_are_compared_by_the_sheet(tmp_path: Path) -> None:
     ]
     texts = made(tmp_path / "texts.html", a_run(tmp_path / "a"), a_run(tmp_path / "b", select={"rule": "b"}))
     assert texts.text.count("held 0/0 of round 0") == 1 and "held 0/1" not in texts.text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "5"])
+def test_damaged_figures_of_one_round(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are compared and reported all the same."""
+    run = a_run(tmp_path / "run")
+    (run / "rounds" / "0001" / "metrics.json").write_text(text)
+    assert side(run).number == 2 and [one.reward for one in side(run).scored] == [one.reward for one in scored(2)]
+    assert "0001/metrics.json: damaged" in caplog.text
+    assert "0.11 → 0.51" in made(tmp_path / "report.html", run).text
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_run_whose_start_is_best_has_nothing_to_judge(tmp_path: Path) -> None:
     said = [Scored(Candidate(Prompt(f"p{p}", "Prompt"), 0, Text(f"answer {p}")), 0.0) for p in range(3)]
     table.write_scored(here / "heldout.parquet", said, CODEC)
     files.write_json(here / "metrics.json", {"round": 0, "heldout/reward_mean": 0.5})
-    with pytest.raises(UserError, match="run round 0 and run round 0 answer alike"):
+    with pytest.raises(UserError, match="run round 0 and run round 0: nothing is left to judge"):
         prepared(tmp_path / "blind", tmp_path / "run", None)
     assert not (tmp_path / "blind").exists()
 

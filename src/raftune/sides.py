@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from .errors import UserError
 from .files import read_json
 from .store import best_of
 from .types import Scored
+
+log = logging.getLogger("raftune")
 
 HELDOUT = "heldout/"
 
@@ -46,7 +49,7 @@ def side(path: Path, number: int | None = None) -> Side:
         if number is not None and path.exists():
             raise UserError(f"{path}: is a table and has no rounds; leave out its --round or --initial")
         return _read(path, path.stem)
-    rounds = [read_json(file) for file in sorted(path.glob("rounds/*/metrics.json"))]
+    rounds = [row for file in sorted(path.glob("rounds/*/metrics.json")) if (row := _figures(file)) is not None]
     tables = {int(file.parent.name): file for file in sorted(path.glob("rounds/*/heldout.parquet"))}
     if not tables:
         raise UserError(f"{path}: no round was evaluated yet")
@@ -56,6 +59,18 @@ def side(path: Path, number: int | None = None) -> Side:
         raise UserError(f"{path}: round {chosen} was not evaluated; there are {', '.join(map(str, tables))}")
     name = path.resolve().name
     return _read(tables[chosen], f"{name} round {chosen}", chosen, rounds)
+
+
+def _figures(file: Path) -> Mapping[str, Any] | None:
+    """Of a round; None where they are damaged, which is told: the other rounds compare."""
+    try:
+        found = read_json(file)
+    except UserError:
+        found = None
+    if isinstance(found, Mapping) and "round" in found:
+        return found
+    log.warning("%s: damaged; the figures of this round are left out", file)
+    return None
 
 
 def _read(path: Path, name: str, number: int | None = None, rounds: Sequence[Mapping[str, Any]] = ()) -> Side:

@@ -169,8 +169,9 @@ def compare(
         raise UserError("--by judge: reads texts only; compare pictures by a reward or by people")
     folder = comparing.opened(out)
     if by == "people":
-        votes.write(folder, pairs, seed)
-        told = f"{folder / votes.PAIRS}: {len(pairs)} pairs; whose is whose: {folder / votes.KEY}"
+        laid = votes.write(folder, pairs, seed)
+        alike = f" ({len(pairs) - laid} more cannot be judged)" if laid < len(pairs) else ""
+        told = f"{folder / votes.PAIRS}: {laid} pairs{alike}; whose is whose: {folder / votes.KEY}"
         terminal.print(told, highlight=False, soft_wrap=True)
         return
     plots.figure_of(1)  # before a judge is asked: can it be drawn?

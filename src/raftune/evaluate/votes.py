@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..prompts import read_rows
 from ..types import Scored, digest, seed_of
 from .agreement import krippendorff
 from .winrate import LOSS, TIE, WIN
+
+log = logging.getLogger("raftune")
 
 PAIRS, KEY = "pairs.jsonl", "pairs.key.jsonl"
 VOTES = ("first", "second", "tie")
@@ -28,34 +31,58 @@ def address(pair: Pair) -> str:
     return digest("pair", a.prompt.id, a.index, _shown(a.output), _shown(b.output)).hex()
 
 
-def write(folder: Path, pairs: Sequence[Pair], seed: int = 0) -> None:
+def write(folder: Path, pairs: Sequence[Pair], seed: int = 0) -> int:
     """``pairs.jsonl``: ``id``, ``prompt``, ``kind`` (text or picture), ``first`` and ``second``;
     ``pairs.key.jsonl``: which of them is A's. The order within pairs and of lines depends on ``seed``; pictures are
     copied beside.
+
+    Nobody can judge two outputs that are the same, nor a picture that is gone: such pairs are left out. Returns how
+    many are left; UserError where none is.
     """
-    rows = {address(pair): pair for pair in pairs}
+    rows = {address(pair): pair for pair in pairs if _differ(pair) and _there(pair)}
+    if not rows:
+        raise UserError("nothing is left to judge: the two answer alike wherever both can be read; compare others")
     order = sorted(rows, key=lambda name: seed_of(seed, "order", name))
     shown, key = [], []
     for name in order:
         a_first = seed_of(seed, "first", name) % 2 == 0
         a, b = (one.candidate for one in rows[name])
         first, second = (a, b) if a_first else (b, a)
-        kind = "picture" if hasattr(a.output, "png") else "text"
+        kind = "picture" if _is_picture(a.output) else "text"
         answers = {side: _lay(one.output, folder) for side, one in (("first", first), ("second", second))}
         shown.append({"id": name, "prompt": a.prompt.content, "kind": kind, **answers})
         key.append({"id": name, "prompt_id": a.prompt.id, "index": a.index, "first": "a" if a_first else "b"})
     for path, lines in ((folder / PAIRS, shown), (folder / KEY, key)):
         with replacing(path) as part:
             part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return len(rows)
+
+
+def _is_picture(output: Any) -> bool:
+    return hasattr(output, "sha256")  # to ask for its PNG would read the file
 
 
 def _shown(output: Any) -> str:
-    return output.sha256 if hasattr(output, "sha256") else str(output)
+    return output.sha256 if _is_picture(output) else str(output)
+
+
+def _differ(pair: Pair) -> bool:
+    a, b = (_shown(one.candidate.output) for one in pair)
+    return a != b
+
+
+def _there(pair: Pair) -> bool:
+    """Can both be read? What cannot is told."""
+    try:
+        return all(not _is_picture(one.candidate.output) or one.candidate.output.png for one in pair)
+    except UserError as error:
+        log.warning("%s; its pair is left out", str(error).partition(";")[0])
+        return False
 
 
 def _lay(output: Any, folder: Path) -> str:
     """A text as it is; a picture as a file named by its content, and its path from the folder."""
-    if not hasattr(output, "png"):
+    if not _is_picture(output):
         return str(output)
     path = folder / "pictures" / f"{output.sha256[:32]}.png"
     if not path.exists():
@@ -72,13 +99,14 @@ def key_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read(votes: Path, folder: Path, pairs: Sequence[Pair]) -> tuple[list[float | None], dict[str, float]]:
-    """The outcome of each pair, None without a vote, and the counts of :func:`counts`.
+    """The outcome of each pair, None without a vote or where :func:`write` left it out, and the counts of
+    :func:`counts`.
 
     Of a rater's votes on a pair (``rater`` is optional in a line) the last counts.
     """
     key = key_of(folder)
     names = [address(pair) for pair in pairs]
-    if key.keys() != set(names):
+    if not key.keys() <= set(names):
         raise UserError(f"{folder / KEY}: is of another comparison; compare the same two, in the same order")
     ballots: dict[str, dict[object, str]] = {}
     for number, (where, row) in enumerate(read_rows(str(votes))):

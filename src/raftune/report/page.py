@@ -140,7 +140,7 @@ def asked(content: Content) -> str:
 def cut(text: str) -> str:
     """A text as long as a page can bear."""
     text = plain(text)
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters in all)"
 
 
 def _picture(picture: Any) -> str | None:

@@ -58,7 +58,7 @@ class Record:
         for path in sorted(self.folder.glob("rounds/*/metrics.json")):
             with self._tolerated():
                 found.append(read_json(path))
-        return [row for row in found if "round" in row]
+        return [row for row in found if isinstance(row, Mapping) and "round" in row]
 
     @cached_property
     def recipe(self) -> Mapping[str, Any]:

@@ -15,7 +15,6 @@ from ..evaluate.winrate import Tally, tally
 from ..files import read_json, write_json
 from ..prompts import read_rows
 from ..sides import paired, side
-from ..types import Scored
 from .ballots import Ballots, Vote
 
 VOTES_DB, VOTES_FILE = "votes.db", "votes.jsonl"
@@ -91,15 +90,9 @@ def prepared(folder: Path, run: Path, other: Path | None, seed: int = 0) -> Tria
             )
         return Trial(folder)
     a, b = side(run), side(other) if other else side(run, 0)
-    pairs = [pair for pair in paired(a, b)[0] if _differ(pair)]
-    if not pairs:
-        raise UserError(f"{a.name} and {b.name} answer alike everywhere; there is nothing to judge, name another run")
-    votes.write(folder, pairs, seed)
+    try:
+        votes.write(folder, paired(a, b)[0], seed)
+    except UserError as error:
+        raise UserError(f"{a.name} and {b.name}: {error}") from None
     write_json(kept, asked)
     return Trial(folder)
-
-
-def _differ(pair: tuple[Scored, Scored]) -> bool:
-    """Of two that are the same nobody can say which is better."""
-    a, b = (one.candidate.output for one in pair)
-    return str(a) != str(b) if not hasattr(a, "sha256") else a.sha256 != b.sha256
