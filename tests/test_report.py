@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
+from test_cli import call
 
 from raftune import files, table
 from raftune.errors import UserError
@@ -320,6 +321,17 @@ def test_damaged_figures_of_one_round(tmp_path: Path, text: str, caplog: pytest.
     assert side(run).number == 2 and [one.reward for one in side(run).scored] == [one.reward for one in scored(2)]
     assert "0001/metrics.json: damaged" in caplog.text
     assert "0.11 → 0.51" in made(tmp_path / "report.html", run).text
+
+
+def test_the_command_writes_the_page_or_says_what_is_no_run(tmp_path: Path) -> None:
+    run, out = a_run(tmp_path / "run"), tmp_path / "both.html"
+    assert call("report", run).exit_code == 0 and "0.11 → 0.51" in Seen(run / page.NAME).text
+    refused = call("report", run / page.NAME)  # the page instead of the run
+    assert refused.exit_code == 2 and "report.html: holds no rounds; give a run directory" in refused.output
+    assert call("report", run, a_run(tmp_path / "other", model="m"), "--out", out).exit_code == 0
+    assert "Runs compared" in Seen(out).text
+    twice = call("report", run, run)
+    assert twice.exit_code == 2 and "is named twice" in twice.output
 
 
 def test_no_run(tmp_path: Path) -> None:

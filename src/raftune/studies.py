@@ -203,7 +203,8 @@ def report(
         raise UserError(f"report: needs the package {error.name}; pip install 'raftune[report]'") from None
     if doubled := [str(run) for at, run in enumerate(runs) if run.resolve() in {one.resolve() for one in runs[:at]}]:
         raise UserError(f"report: {doubled[0]} is named twice")
+    records = [Record.of(run) for run in runs]
     path = out or (runs[0] / page.NAME if len(runs) == 1 else Path("comparison.html"))
     check_out(path)
-    page.write(path, [Record.of(run) for run in runs])
+    page.write(path, records)
     console().print(f"{path}", highlight=False, soft_wrap=True)
