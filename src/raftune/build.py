@@ -14,7 +14,7 @@ from . import pick
 from . import prompts as prompt_rules
 from .config import Recipe, TextRecipe
 from .errors import UserError
-from .figures import OWN, RESERVED
+from .figures import OWN, RESERVED, watched
 from .protocols import Learner, Sampler, Select
 from .recipe import validated
 from .score import Rewards
@@ -108,12 +108,8 @@ class Parts:
 
     @property
     def watched(self) -> list[str]:
-        """The figures that a person wants to see besides the held-out reward: what monitors say, or else the reward, on
-        every set of prompts."""
-        further = list(self.recipe.evaluate.also)
-        if self.monitors is None:
-            return [f"{probe}/reward_mean" for probe in further]
-        return [f"{probe}/{name}" for probe in ("heldout", *further) for name in self.monitor_names]
+        """The figures that a person wants to see besides the held-out reward."""
+        return watched(self.monitor_names, list(self.recipe.evaluate.also))
 
     @cached_property
     def select(self) -> Select:

@@ -15,12 +15,21 @@ from .protocols import Select
 from .score import Rewards
 from .types import Scored
 
+MEAN = "reward_mean"
 Value = Callable[[Scored], float | None]
 RESERVED = {"heldout", "sample", "chosen", "select", "tune", "time", "memory", "round"}  # sections of a round's figures
 OWN = re.compile(  # held-out figures that are there without any monitor: none may be called like them
     r"reward(_mean|_se|_version)?|perplexity|kl|reference_perplexity|references|(distinct|unique|msttr|best_of)_\d+"
     r"|length_mean|finished|diversity|flagged|\w+_per_s"
 )
+
+
+def watched(monitors: Sequence[str], further: Sequence[str]) -> list[str]:
+    """The figures that a person wants to see besides the held-out reward: what monitors say, or else the reward, on
+    every set of prompts (``further`` names those beside the held-out ones)."""
+    if not monitors:
+        return [f"{probe}/{MEAN}" for probe in further]
+    return [f"{probe}/{name}" for probe in ("heldout", *further) for name in monitors]
 
 
 def part_means(scored: Sequence[Scored]) -> dict[str, float]:

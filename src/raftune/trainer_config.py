@@ -105,7 +105,7 @@ class RAFTConfig(TrainingArguments, _Others):  # pyright: ignore[reportGeneralTy
 
     @property
     def prompts_of_a_step(self) -> int:
-        """As TRL counts them. Of no K that is one, the recipe says so."""
+        """As TRL counts them. A K of 0 is refused by the recipe, in words."""
         return self.batch_size // max(1, self.num_generations)
 
     def prompts_of_a_round(self, prompts: int) -> int:

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .. import __version__
 from ..config import flatten
 from ..errors import UserError
 from ..files import replacing
+from ..pick import Modality
 from ..show import COLUMNS, columns_with, plain
 from ..spread import Spread
 from ..types import Content, Scored
@@ -55,6 +57,7 @@ def _run(record: Record) -> dict[str, Any]:
     shown = record.best or record.last
     best, worst = record.extremes(record.last, EXTREMES)
     held = record.before_and_after(shown, PROMPTS, _each(record))
+    said = partial(_said, record.modality)
     return {
         "title": record.name,
         "about": [(name, plain(value)) for name, value in about(record.recipe).items()],
@@ -65,9 +68,9 @@ def _run(record: Record) -> dict[str, Any]:
         "table": _table(record),
         "shown": shown,
         "last": record.last,
-        "held": [[(_said(a), _said(b)) for a, b in pairs] for pairs in held],
-        "best": [_said(one) for one in best],
-        "worst": [_said(one) for one in worst],
+        "held": [[(said(a), said(b)) for a, b in pairs] for pairs in held],
+        "best": [said(one) for one in best],
+        "worst": [said(one) for one in worst],
         "recipe": yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True),
     }
 
@@ -116,7 +119,7 @@ def _table(record: Record) -> dict[str, Any]:
     return {"heads": [columns[key][0] for key in keys], "lines": lines, "best": record.best}
 
 
-def _said(one: Scored) -> dict[str, Any]:
+def _said(modality: Modality, one: Scored) -> dict[str, Any]:
     """An output as the page shows it. What a model wrote is text: the template escapes it."""
     output = one.candidate.output
     told = {
@@ -125,9 +128,9 @@ def _said(one: Scored) -> dict[str, Any]:
         "parts": {name: number(value) for name, value in one.parts.items()} if len(one.parts) > 1 else {},
         "source": one.candidate.source,
     }
-    if hasattr(output, "sha256"):  # to ask for its PNG would read the file, which may be gone
-        return told | {"picture": _picture(output), "text": ""}
-    return told | {"text": cut(str(output))}
+    if modality.gallery:
+        return told | {"picture": _picture(modality, output), "text": ""}
+    return told | {"text": cut(modality.shown(output))}
 
 
 def asked(content: Content) -> str:
@@ -143,10 +146,10 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text):,} characters in all)"
 
 
-def _picture(picture: Any) -> str | None:
+def _picture(modality: Modality, output: Any) -> str | None:
     """As a data address; None where the file is gone or damaged."""
     try:
-        return data_address(picture.image)
+        return data_address(modality.shown(output))
     except UserError:
         return None
 
@@ -230,11 +233,12 @@ def _side_by_side(records: Mapping[str, Record]) -> list[dict[str, Any]]:
     first = next(iter(records.values()))
     found: dict[str, dict[str, Any]] = {}
     for label, record in records.items():
+        said = partial(_said, record.modality)
         for pairs in record.before_and_after(record.best or record.last, 4 * PROMPTS, _each(record)):
             prompt = pairs[0][0].candidate.prompt
             if record is first:
-                befores = [_said(before) for before, _ in pairs]
+                befores = [said(before) for before, _ in pairs]
                 found[prompt.id] = {"prompt": asked(prompt.content), "said": {"before": befores}}
             if prompt.id in found:
-                found[prompt.id]["said"][label] = [_said(after) for _, after in pairs]
+                found[prompt.id]["said"][label] = [said(after) for _, after in pairs]
     return [one for one in found.values() if len(one["said"]) > len(records)][:PROMPTS]

@@ -18,15 +18,15 @@ import yaml
 from .. import pick
 from ..columns import Array
 from ..errors import UserError
-from ..figures import OWN, RESERVED
+from ..figures import MEAN, OWN, RESERVED, watched
 from ..files import read_json
 from ..ledger import ScoredTable
 from ..rows import opened
 from ..store import best_of
 from ..types import Scored, seed_of
 
-HELD, MEAN = "heldout/", "/reward_mean"
-REWARD = "heldout/reward_mean"
+HELD = "heldout/"
+REWARD = f"{HELD}{MEAN}"
 Row = Mapping[str, Any]
 
 
@@ -98,13 +98,11 @@ class Record:
 
     @property
     def watched(self) -> list[str]:
-        """The figures that a person wants to see besides the held-out reward: what monitors say, or else the reward, on
-        every set of prompts."""
-        sets = [key.removesuffix(MEAN) for key in self.figures("") if key.endswith(MEAN)]
+        """The figures that a person wants to see besides the held-out reward."""
+        sets = [key.removesuffix(f"/{MEAN}") for key in self.figures("") if key.endswith(f"/{MEAN}")]
         further = [name for name in sets if name not in RESERVED and "/" not in name]
-        said = [key.removeprefix(HELD) for key in self.monitors] or [MEAN.removeprefix("/")]
-        keys = [f"{probe}/{name}" for probe in (HELD.removesuffix("/"), *further) for name in said]
-        return [key for key in keys if key != REWARD and self.series(key)[0]]
+        keys = watched([key.removeprefix(HELD) for key in self.monitors], further)
+        return [key for key in keys if self.series(key)[0]]
 
     @cached_property
     def modality(self) -> pick.Modality:
